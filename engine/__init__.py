@@ -1,0 +1,1 @@
+"""The runtime: memory, op table, threads, states, sampling, streaming, tokenizers."""

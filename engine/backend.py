@@ -1,0 +1,59 @@
+"""What a backend does: play a graph over rows that are cut into sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ..kernels.errors import InvalidInput
+from ..models.graph import Graph
+from .state import State
+from .weights import WeightStore
+
+#: Rows a forward takes at most; longer prompts go through in chunks.
+MAX_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward's input.
+
+    ids      (T,) int64, checked against the vocabulary
+    offsets  (n + 1,) int64: sequence i has rows offsets[i] to offsets[i + 1]
+    states   one state a sequence, with room for its rows; changed in place
+    outputs  (R,) int64: rows whose logits are wanted, ascending
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    states: Sequence[State]
+    outputs: np.ndarray
+
+
+class Backend(Protocol):
+    """A way to play a graph."""
+
+    #: Names what the bits depend on: backend, instruction set, weight layout.
+    numerics: str
+
+    def forward(self, batch: Batch, cancellable: bool) -> np.ndarray | None:
+        """Advance the states and return logits (R, vocabulary) float32, or None when cancelled."""
+        ...
+
+
+def make_backend(
+    name: str, graph: Graph, weights: WeightStore, threads: int | None, notice: Callable[[str], None]
+) -> Backend:
+    """The backend of that name: "cpu" or "numpy". Raises InvalidInput for any other."""
+    if name == "cpu":
+        from .cpu import CpuBackend
+
+        return CpuBackend(graph, weights, threads, notice)
+    if name == "numpy":
+        from .reference import NumpyBackend
+
+        return NumpyBackend(graph, weights)
+    raise InvalidInput(f"there is no backend {name!r}; choose cpu or numpy")

@@ -1,0 +1,192 @@
+"""Lowering: from a graph to an op table, an arena that buffers share, and the barriers they need."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..kernels import table
+from ..kernels.op import Kind, Op, Operand, Weight
+from ..models.graph import Buffer, CacheRef, Graph, Node, StateRef, Value
+from .passes import quantize_activations
+from .state import PAGE_ROWS
+from .weights import Stored, WeightStore
+
+_FLOAT = 4
+_LINE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What an operand touches: bytes of a base, and columns where rows share them."""
+
+    base: int
+    start: int
+    end: int
+    buffer: Buffer | None = None
+    columns: tuple[int, int] = (0, 0)
+
+    def overlaps(self, other: Span) -> bool:
+        """Whether the two may hold the same float."""
+        if self.base != other.base or self.start >= other.end or other.start >= self.end:
+            return False
+        if self.buffer is not None and self.buffer is other.buffer:
+            return self.columns[0] < other.columns[1] and other.columns[0] < self.columns[1]
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A lowered graph.
+
+    records      (ops, table.RECORD) int64; kernel addresses are still 0
+    kernels      (name, family) of each record's kernel
+    weights      what the bases from table.WEIGHTS up point to
+    arena_bytes  size of the scratch memory that all buffers share
+    vocabulary   width of the logits
+    """
+
+    records: np.ndarray
+    kernels: tuple[tuple[str, str], ...]
+    weights: tuple[np.ndarray, ...]
+    arena_bytes: int
+    vocabulary: int
+
+
+def lower(graph: Graph, weights: WeightStore, max_rows: int) -> Program:
+    """Lower a graph for forwards of up to `max_rows` rows."""
+    assert graph.logits is not None
+    nodes = quantize_activations(graph, weights.block_of)
+    return _Lowering(nodes, graph.logits, weights, max_rows).program()
+
+
+class _Lowering:
+    def __init__(self, nodes: Sequence[Node], logits: Value, weights: WeightStore, max_rows: int) -> None:
+        self.nodes, self.logits, self.store, self.max_rows = nodes, logits, weights, max_rows
+        self.places, self.arena_bytes = place_buffers(nodes, logits, max_rows)
+        self.bases: dict[int, int] = {}
+        self.weights: list[np.ndarray] = []
+
+    def program(self) -> Program:
+        records = np.zeros((len(self.nodes), table.RECORD), np.int64)
+        pending: list[tuple[Span, bool]] = []
+        kernels = []
+        for index, (node, record) in enumerate(zip(self.nodes, records, strict=True)):
+            touched = self._fill(node, record)
+            record[table.COUNTER] = index
+            if _conflict(touched, pending):
+                record[table.WAIT], pending = 1, []
+            pending += touched
+            kernels.append((self._kernel(node), node.op.family))
+        return Program(records, tuple(kernels), tuple(self.weights), self.arena_bytes, self.logits.width)
+
+    def _kernel(self, node: Node) -> str:
+        operands = {
+            slot: Weight(value.name, value.shape, self.store.block_of(value)) if isinstance(value, Weight) else value
+            for slot, value in node.operands.items()
+        }
+        variant = node.op.variant(operands, node.attributes)
+        return f"{node.op.name}.{variant}" if variant else node.op.name
+
+    def _fill(self, node: Node, record: np.ndarray) -> list[tuple[Span, bool]]:
+        """Write a record; returns the spans it touches, each with whether it writes there."""
+        record[table.ROWS] = table.OUTPUT_COUNT if node.out.buffer.outputs else table.TOKENS
+        slots = [(Operand(Kind.ROWS), node.out)]
+        slots += [(operand, node.operands[slot]) for slot, operand in node.op.operands.items()]
+        assert len(slots) <= table.MAX_OPERANDS
+        touched = []
+        for slot, (operand, value) in enumerate(slots):
+            at = table.OPERANDS + slot * table.OPERAND_FIELDS
+            fields, span = self._operand(operand, value)
+            record[at : at + table.OPERAND_FIELDS] = fields
+            if span is not None:
+                touched.append((span, slot == 0 or operand.kind in (Kind.STATE, Kind.CACHE)))
+        for i, value in enumerate(_attributes(node.op, node.attributes)):
+            record[table.ATTRIBUTES + i] = value
+        return touched
+
+    def _operand(self, operand: Operand, value: Any) -> tuple[tuple[int, int, int, int], Span | None]:
+        """Base, offset, stride in bytes and width in floats; and the span where writes can meet it."""
+        if value is None:
+            return (table.ABSENT, 0, 0, 0), None
+        if value is Kind.IDS or value is Kind.OUTPUTS:
+            return (table.IDS if value is Kind.IDS else table.OUTPUTS, 0, 0, 0), None
+        if isinstance(value, Weight):
+            return self._weight(self.store.get(value, operand)), None
+        if isinstance(value, StateRef):
+            start = value.offset * _FLOAT
+            return (table.STATE, start, 0, 0), Span(table.STATE, start, start + value.size * _FLOAT)
+        if isinstance(value, CacheRef):
+            start, step = PAGE_ROWS * value.offset * _FLOAT, value.width * _FLOAT
+            return (table.PAGES, start, step, value.width), Span(table.PAGES, start, start + PAGE_ROWS * step)
+        return self._value(value)
+
+    def _weight(self, stored: Stored) -> tuple[int, int, int, int]:
+        base = self.bases.setdefault(id(stored), table.WEIGHTS + len(self.weights))
+        if base == table.WEIGHTS + len(self.weights):
+            self.weights.append(stored.data)
+        return base, 0, stored.row_bytes, stored.width
+
+    def _value(self, value: Value) -> tuple[tuple[int, int, int, int], Span | None]:
+        step, start = value.buffer.width * _FLOAT, value.start * _FLOAT
+        if value.buffer is self.logits.buffer:
+            return (table.LOGITS, start, step, value.width), None
+        place = self.places[value.buffer]
+        columns = (value.start, value.start + value.width)
+        span = Span(table.ARENA, place, place + self.max_rows * step, value.buffer, columns)
+        return (table.ARENA, place + start, step, value.width), span
+
+
+def _attributes(op: Op, attributes: dict[str, Any]) -> list[int]:
+    """An op's numbers as int64: whole ones as such, others as the bits of a float64."""
+    values = [attributes[name] for name in op.attributes]
+    assert len(values) <= table.MAX_ATTRIBUTES
+    return [v if isinstance(v, int) else struct.unpack("<q", struct.pack("<d", v))[0] for v in values]
+
+
+def _conflict(touched: Sequence[tuple[Span, bool]], pending: Sequence[tuple[Span, bool]]) -> bool:
+    """Whether one of two accesses to the same place writes: read or write after write, write after read."""
+    return any(
+        (writes or wrote) and span.overlaps(other) for span, writes in touched for other, wrote in pending
+    )
+
+
+def place_buffers(nodes: Sequence[Node], logits: Value, max_rows: int) -> tuple[dict[Buffer, int], int]:
+    """Offsets of buffers in the arena, shared by those that do not live at once; and its size.
+
+    First fit, in the order of the ops. A buffer lives from the op that writes it to the last that
+    reads it.
+    """
+    last: dict[Buffer, int] = {}
+    for index, node in enumerate(nodes):
+        for value in (node.out, *node.operands.values()):
+            if isinstance(value, Value):
+                last[value.buffer] = index
+    places: dict[Buffer, int] = {}
+    live: list[tuple[int, int, Buffer]] = []
+    top = 0
+    for index, node in enumerate(nodes):
+        buffer = node.out.buffer
+        if buffer is logits.buffer:
+            continue
+        live = [(start, end, other) for start, end, other in live if last[other] >= index]
+        size = -(-max_rows * buffer.width * _FLOAT // _LINE) * _LINE
+        start = _first_gap(sorted((start, end) for start, end, _ in live), size)
+        places[buffer] = start
+        live.append((start, start + size, buffer))
+        top = max(top, start + size)
+    return places, top
+
+
+def _first_gap(taken: Sequence[tuple[int, int]], size: int) -> int:
+    at = 0
+    for start, end in taken:
+        if start - at >= size:
+            break
+        at = max(at, end)
+    return at
+

@@ -1,0 +1,109 @@
+"""Compiled kernels: kept on disk as object code, loaded without importing Numba.
+
+The folder's name is a hash of the kernel sources, the versions of Python, Numba and llvmlite, the
+operating system and the processor's features; so what is found in it fits, and an edited kernel is
+compiled anew. Each file begins with the SHA-256 of the code behind it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..kernels import op
+from .platform import cache_folder
+
+#: Named where the kernels are compiled; the same constant as in `kernels/jit.py`.
+SYMBOL = "keelback_kernel"
+_DIGEST = hashlib.sha256().digest_size
+_PACKAGE = op.__name__.rpartition(".")[0]
+
+_lock = threading.Lock()
+_loaded: dict[str, int] = {}
+_engines: list[Any] = []
+
+
+def addresses(kernels: Iterable[tuple[str, str]], notice: Callable[[str], None]) -> dict[str, int]:
+    """Addresses of kernels given as (name, family), compiled where the folder lacks them.
+
+    `notice` is told once when something has to be compiled.
+    """
+    with _lock:
+        wanted = [(name, family) for name, family in dict.fromkeys(kernels) if name not in _loaded]
+        found = {name: _read(name) for name, _ in wanted}
+        missing = [(name, family) for name, family in wanted if found[name] is None]
+        if missing:
+            notice(f"compiling {len(missing)} kernels for this processor (once, a few seconds)")
+        for name, family in missing:
+            found[name] = _compile(name, family)
+        for name, _ in wanted:
+            _loaded[name] = _load(found[name] or b"")
+        return dict(_loaded)
+
+
+@cache
+def folder() -> Path:
+    """The folder that holds the object code for this machine and these sources."""
+    import llvmlite.binding as llvm
+
+    digest = hashlib.sha256()
+    for source in sorted(Path(op.__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    features = llvm.get_host_cpu_features().flatten()
+    facts = [sys.version, version("numba"), version("llvmlite"), platform.platform(), llvm.get_host_cpu_name()]
+    digest.update("\0".join([*facts, features]).encode())
+    return cache_folder() / digest.hexdigest()[:24]
+
+
+def _read(name: str) -> bytes | None:
+    """Object code of a kernel, or None where there is none or it is damaged."""
+    try:
+        content = (folder() / f"{name}.o").read_bytes()
+    except OSError:
+        return None
+    digest, code = content[:_DIGEST], content[_DIGEST:]
+    return code if hashlib.sha256(code).digest() == digest else None
+
+
+def _compile(name: str, family: str) -> bytes:
+    """Compile a kernel and keep it; a folder that cannot be written to costs the time again."""
+    from ..kernels.jit import compile_kernel
+
+    code = compile_kernel(name, f"{_PACKAGE}.{family}_cpu")
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder(), delete=False) as file:
+            file.write(hashlib.sha256(code).digest() + code)
+        os.replace(file.name, folder() / f"{name}.o")
+    except OSError:
+        pass
+    return code
+
+
+def _load(code: bytes) -> int:
+    """Load object code into this process; it stays for the process's life."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return engine.get_function_address(SYMBOL)
+
+
+def callable_kernel(address: int) -> Callable[[int, int, int, int], None]:
+    """A kernel as a Python function; it runs without the interpreter's lock."""
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(address)

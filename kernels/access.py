@@ -1,0 +1,89 @@
+"""How a kernel reads its record and its context: addresses, row ranges, and claims of work."""
+
+from __future__ import annotations
+
+from . import table
+from .intrinsics import atomic_add, f64, i64
+from .jit import inline
+
+OPERANDS, FIELDS = table.OPERANDS, table.OPERAND_FIELDS
+ATTRIBUTES, ROWS, COUNTER = table.ATTRIBUTES, table.ROWS, table.COUNTER
+BASES, STATES, OFFSETS, SEQUENCES = table.BASES, table.STATES, table.OFFSETS, table.SEQUENCES
+COUNTERS = table.COUNTERS
+IDS_BASE, IDS_ADDRESS, OUTPUT_ADDRESS = table.IDS, table.IDS_ADDRESS, table.OUTPUT_ADDRESS
+
+
+@inline
+def present(op, slot):
+    """Whether an optional operand is there."""
+    return i64(op)[OPERANDS + FIELDS * slot] >= 0
+
+
+@inline
+def address(op, context, slot):
+    """Address of an operand's first row; the slot is present and neither state nor cache."""
+    at = OPERANDS + FIELDS * slot
+    record = i64(op)
+    return i64(i64(context)[BASES])[record[at]] + record[at + 1]
+
+
+@inline
+def indices(op, context, slot):
+    """Address of the int64 numbers of an ids or outputs operand."""
+    if i64(op)[OPERANDS + FIELDS * slot] == IDS_BASE:
+        return i64(context)[IDS_ADDRESS]
+    return i64(context)[OUTPUT_ADDRESS]
+
+
+@inline
+def state(op, context, slot, sequence):
+    """Address of an operand in the state block of a sequence."""
+    return i64(i64(context)[STATES])[sequence] + i64(op)[OPERANDS + FIELDS * slot + 1]
+
+
+@inline
+def stride(op, slot):
+    """Bytes from one row of an operand to the next."""
+    return i64(op)[OPERANDS + FIELDS * slot + 2]
+
+
+@inline
+def width(op, slot):
+    """Floats of an operand's row."""
+    return i64(op)[OPERANDS + FIELDS * slot + 3]
+
+
+@inline
+def integer(op, index):
+    """An attribute that is a whole number."""
+    return i64(op)[ATTRIBUTES + index]
+
+
+@inline
+def number(op, index):
+    """An attribute that is a float64."""
+    return f64(op)[ATTRIBUTES + index]
+
+
+@inline
+def rows(op, context):
+    """Number of rows this op works on."""
+    return i64(context)[i64(op)[ROWS]]
+
+
+@inline
+def sequences(context):
+    """Number of sequences in this forward."""
+    return i64(context)[SEQUENCES]
+
+
+@inline
+def first_row(context, sequence):
+    """First row of a sequence; that of `sequence + 1` is its end."""
+    return i64(i64(context)[OFFSETS])[sequence]
+
+
+@inline
+def claim(op, context):
+    """The next block of this op that no thread has taken yet, from 0 up."""
+    return atomic_add(i64(context)[COUNTERS] + 8 * i64(op)[COUNTER], 1)

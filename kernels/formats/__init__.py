@@ -1,0 +1,1 @@
+"""File and block formats that conversion and the runtime share."""

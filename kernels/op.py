@@ -1,0 +1,131 @@
+"""What an op is: its operands, its attributes, its shape rule and its NumPy definition.
+
+A graph names ops and never computes; the `numpy` backend plays the definitions, every other backend
+lowers them to kernels. All activations are float32 rows: arrays of shape (rows, width).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from .errors import InvalidFile
+from .formats.blocks import BlockFormat
+
+
+class Kind(Enum):
+    """What an operand slot holds."""
+
+    ROWS = "rows"  # activations, (rows, width) float32
+    MATRIX = "matrix"  # a weight in any native type
+    VECTOR = "vector"  # a weight, always float32 when a kernel sees it
+    STATE = "state"  # a tensor of each sequence's state block, float32
+    CACHE = "cache"  # columns of each sequence's KV pages, float32
+    IDS = "ids"  # the token ids of this forward, (T,) int64
+    OUTPUTS = "outputs"  # indices of the rows whose logits were asked for, (R,) int64
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A slot of an op. `pack` rearranges a weight once, when the model is loaded."""
+
+    kind: Kind
+    optional: bool = False
+    pack: Callable[[np.ndarray], np.ndarray] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A tensor of the model file: `shape` slowest dimension first."""
+
+    name: str
+    shape: tuple[int, ...]
+    block: BlockFormat
+
+    @property
+    def width(self) -> int:
+        """Elements of a row."""
+        return self.shape[-1]
+
+    @property
+    def size(self) -> int:
+        """Elements in all."""
+        return math.prod(self.shape)
+
+
+class ShapeError(InvalidFile):
+    """A tensor does not have the shape that the model's hyperparameters ask for."""
+
+
+def expect(weight: Weight | None, *shape: int) -> None:
+    """Raise ShapeError unless a weight has `shape`, dimensions of one left out of account."""
+    if weight is None:
+        return
+    if [n for n in weight.shape if n != 1] != [n for n in shape if n != 1]:
+        raise ShapeError(
+            f"tensor {weight.name} has the shape {list(weight.shape)} where {list(shape)} is needed; "
+            "the file is damaged or was written for another version of the architecture"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """An op of the catalogue.
+
+    operands    slots in the order in which the definition takes them
+    attributes  names of the numbers a kernel is given, in order
+    shape       (operands..., **attributes) -> width of the output row; raises ShapeError
+    define      (arrays..., **attributes) -> output rows; for an op with STATE or CACHE operands it
+                is called once per sequence, and changes those in place
+    variant     (operands by name, attributes) -> which kernel of the family to compile
+    """
+
+    name: str
+    family: str
+    operands: Mapping[str, Operand]
+    shape: Callable[..., int]
+    define: Callable[..., np.ndarray]
+    attributes: tuple[str, ...] = ()
+    variant: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = field(default=lambda *_: "")
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Attributes that the definition does not insist on."""
+        parameters = inspect.signature(self.define).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the op walks each sequence's rows in order."""
+        return any(operand.kind in (Kind.STATE, Kind.CACHE) for operand in self.operands.values())
+
+
+ROWS, OPTIONAL_ROWS = Operand(Kind.ROWS), Operand(Kind.ROWS, optional=True)
+MATRIX = Operand(Kind.MATRIX)
+VECTOR, OPTIONAL_VECTOR = Operand(Kind.VECTOR), Operand(Kind.VECTOR, optional=True)
+STATE, CACHE = Operand(Kind.STATE), Operand(Kind.CACHE)
+IDS, OUTPUTS = Operand(Kind.IDS), Operand(Kind.OUTPUTS)
+
+#: The modules that hold ops; each has a `_cpu` sibling.
+FAMILIES = ("activation", "conv", "embedding", "linear", "norm", "recurrence", "scan")
+
+
+@cache
+def catalogue() -> dict[str, Op]:
+    """Every op by name."""
+    modules = [importlib.import_module(f".{family}", __package__) for family in FAMILIES]
+    return {op.name: op for module in modules for op in module.OPS}
+
+
+def transposed(weight: np.ndarray) -> np.ndarray:
+    """Pack a weight of two dimensions column by column, so that its rows lie in lanes."""
+    matrix = weight.reshape(-1, weight.shape[-1])
+    return np.ascontiguousarray(matrix.T)

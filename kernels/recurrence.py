@@ -1,0 +1,113 @@
+"""The one recurrence of the family: a matrix S per head, decayed, erased and written at each token.
+
+    S_t = D_t S_{t-1} + k_t u_t^T        o_t = S_t^T q_t
+
+`decay` says whether D is one number a head or one a row of S, `erase` whether u is beta v (Mamba-2,
+linear attention) or beta (v - (D S)^T k), which first takes out what k has stored (the delta rule).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .op import OPTIONAL_VECTOR, ROWS, STATE, VECTOR, Op, ShapeError, Weight, expect
+
+#: How a value head finds its key head: h // r, or h mod key heads.
+GROUPED, TILED = 0, 1
+
+
+def recurrence_shape(
+    q: Any,
+    k: Any,
+    v: Any,
+    dt: Any,
+    beta: Any,
+    state: Any,
+    a: Weight,
+    d: Weight | None = None,
+    *,
+    heads: int,
+    key_heads: int,
+    mapping: int,
+    decay: str,
+    erase: str,
+) -> int:
+    expect(a, heads)
+    expect(d, heads)
+    if heads % key_heads or q.width % key_heads or v.width % heads or q.width != k.width:
+        raise ShapeError(f"{a.name}: {heads} value heads do not share {key_heads} key heads evenly")
+    decays = heads if decay == "head" else heads * (k.width // key_heads)
+    if dt.width != decays or beta.width != heads:
+        raise ShapeError(f"{a.name}: {decays} decays and {heads} strengths a token are needed")
+    return v.width
+
+
+def recurrence(
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    dt: np.ndarray,
+    beta: np.ndarray,
+    state: np.ndarray,
+    a: np.ndarray,
+    d: np.ndarray | None = None,
+    *,
+    heads: int,
+    key_heads: int,
+    mapping: int,
+    decay: str,
+    erase: str,
+) -> np.ndarray:
+    """Walk the rows of one sequence and return o (+ D v where a skip weight is given).
+
+    q, k: (T, key_heads * K). v: (T, heads * V). dt: (T, heads), or (T, heads * K) with decay
+    "key"; D = exp(A dt). beta: (T, heads). state: (heads, K, V), updated. a: (heads,), negative.
+    d: (heads,). erase: "none" or "tied". Returns (T, heads * V).
+    Source: Mamba-2, arXiv 2405.21060, section 5; Gated DeltaNet, arXiv 2412.06464, equation 10.
+    """
+    rows = len(v)
+    q, k = (part.reshape(rows, key_heads, -1) for part in (q, k))
+    head = np.arange(heads)
+    key_head = head // (heads // key_heads) if mapping == GROUPED else head % key_heads
+    q, k, values = q[:, key_head], k[:, key_head], v.reshape(rows, heads, -1)
+    decays = np.exp(a.reshape(heads, 1) * dt.reshape(rows, heads, -1))
+    out = np.empty_like(values)
+    for t in range(rows):
+        state *= decays[t][:, :, None]
+        write = values[t]
+        if erase == "tied":
+            write = write - np.einsum("hkv,hk->hv", state, k[t])
+        state += k[t][:, :, None] * (beta[t][:, None] * write)[:, None, :]
+        out[t] = np.einsum("hkv,hk->hv", state, q[t])
+    if d is not None:
+        out += d.reshape(heads, 1) * values
+    return out.reshape(rows, -1)
+
+
+def _variant(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
+    return f"{attributes['decay']}_{attributes['erase']}"
+
+
+OPS = (
+    Op(
+        "recurrence",
+        "recurrence",
+        {
+            "q": ROWS,
+            "k": ROWS,
+            "v": ROWS,
+            "dt": ROWS,
+            "beta": ROWS,
+            "state": STATE,
+            "a": VECTOR,
+            "d": OPTIONAL_VECTOR,
+        },
+        recurrence_shape,
+        recurrence,
+        ("heads", "key_heads", "mapping"),
+        _variant,
+    ),
+)

@@ -1,0 +1,62 @@
+"""The selective scan of Mamba-1, where every state element has a decay of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .op import ROWS, STATE, VECTOR, Kind, Op, Operand, ShapeError, Weight, expect, transposed
+
+
+def selective_scan_shape(
+    x: Any, dt: Any, b: Any, c: Any, state: Any, a: Weight, d: Weight, *, d_state: int
+) -> int:
+    expect(a, x.width, d_state)
+    expect(d, x.width)
+    if dt.width != x.width or b.width != d_state or c.width != d_state:
+        raise ShapeError(f"{a.name} goes with {x.width} channels of {d_state} state elements each")
+    return x.width
+
+
+def selective_scan(
+    x: np.ndarray,
+    dt: np.ndarray,
+    b: np.ndarray,
+    c: np.ndarray,
+    state: np.ndarray,
+    a: np.ndarray,
+    d: np.ndarray,
+    *,
+    d_state: int,
+) -> np.ndarray:
+    """S[n, i] = exp(dt[i] A[i, n]) S[n, i] + dt[i] x[i] B[n];  y[i] = sum_n C[n] S[n, i] + D[i] x[i].
+
+    x, dt: (T, I), rows of one sequence. b, c: (T, N). state: (N, I), updated. a: (I, N), negative.
+    d: (I,). Returns (T, I). Source: Mamba, arXiv 2312.00752, algorithm 2.
+    """
+    y, rates = np.empty_like(x), a.reshape(x.shape[1], d_state).T
+    for t in range(len(x)):
+        state[:] = state * np.exp(dt[t] * rates) + (dt[t] * x[t]) * b[t][:, None]
+        y[t] = c[t] @ state + d * x[t]
+    return y
+
+
+OPS = (
+    Op(
+        "selective_scan",
+        "scan",
+        {
+            "x": ROWS,
+            "dt": ROWS,
+            "b": ROWS,
+            "c": ROWS,
+            "state": STATE,
+            "a": Operand(Kind.VECTOR, pack=transposed),
+            "d": VECTOR,
+        },
+        selective_scan_shape,
+        selective_scan,
+        ("d_state",),
+    ),
+)

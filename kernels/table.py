@@ -1,0 +1,43 @@
+"""The op table's layout: what lowering writes and kernels read, all of it int64.
+
+A program is an array of records, one an op. Operands are (base, offset) pairs, never absolute
+addresses, and everything that changes from call to call is in the context; so one table serves
+every call, every batch and a recorded graph of launches.
+"""
+
+# A record. Each operand takes OPERAND_FIELDS numbers: base, byte offset, bytes from row to row, and
+# the row's width in floats. Operand 0 is the output.
+KERNEL = 0  # address of the kernel
+WAIT = 1  # 1: wait for all threads before this op
+COUNTER = 2  # which work counter its blocks are claimed from
+ROWS = 3  # context field with the number of rows
+OPERANDS = 4
+OPERAND_FIELDS = 4
+MAX_OPERANDS = 12
+ATTRIBUTES = OPERANDS + OPERAND_FIELDS * MAX_OPERANDS  # whole numbers as such, others as float64 bits
+MAX_ATTRIBUTES = 12
+RECORD = ATTRIBUTES + MAX_ATTRIBUTES
+
+# Bases. From WEIGHTS up each mapped file or converted tensor is one base.
+ABSENT, STATE, PAGES, IDS, OUTPUTS = -1, -2, -3, -4, -5
+ARENA, LOGITS, WEIGHTS = 0, 1, 2
+
+# The per-call context.
+OPS = 0  # number of records
+TOKENS = 1  # rows T
+OUTPUT_COUNT = 2  # rows R whose logits are asked for
+SEQUENCES = 3  # sequences n
+OFFSETS = 4  # address of n + 1 row numbers: sequence i has rows OFFSETS[i] to OFFSETS[i + 1]
+STATES = 5  # address of n addresses of state blocks
+POSITIONS = 6  # address of n token counts read before this forward
+PAGE_TABLES = 7  # address of n addresses of page tables; a page table holds addresses of pages
+PAGE_ROWS = 8  # tokens a page holds
+IDS_ADDRESS = 9  # address of T token ids
+OUTPUT_ADDRESS = 10  # address of R row numbers
+BASES = 11  # address of the base addresses
+COUNTERS = 12  # address of the work counters, zero at the start of a call
+BARRIER = 13  # address of the arrivals counter, zero at the start of a call
+CANCEL = 14  # address of the cancel flag
+YIELD = 15  # address of a function that gives up the processor, or 0
+DELAY = 16  # 0, or the seed of random pauses before ops (a test of the barriers)
+CONTEXT = 32

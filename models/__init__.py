@@ -1,0 +1,47 @@
+"""Architectures, one file each, written as graphs of ops; found by the name in the model file."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..kernels.errors import UnsupportedModel
+from ..kernels.formats.gguf import TensorInfo
+from .graph import Graph, Namespace
+from .hyperparameters import Hyperparameters
+
+#: The model that the package carries.
+DEMO = Path(__file__).parent / "demo.gguf"
+
+
+def architectures() -> list[str]:
+    """The names of the architectures that can be run, as GGUF spells them."""
+    return sorted(module.ARCHITECTURE for module in _modules())
+
+
+def build(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: Path) -> Graph:
+    """Build the graph of a model file.
+
+    Raises UnsupportedModel for an unknown architecture, InvalidFile for a missing key or tensor and
+    for a tensor of the wrong shape.
+    """
+    name = metadata.get("general.architecture")
+    for module in _modules():
+        if module.ARCHITECTURE == name:
+            break
+    else:
+        known = ", ".join(architectures())
+        raise UnsupportedModel(f"{path}: the architecture {name!r} is not known; keelback runs {known}")
+    graph = Graph()
+    hyperparameters = Hyperparameters(metadata, path, name)
+    logits = module.build(graph, hyperparameters, Namespace(tensors, path))
+    graph.finish(logits)
+    return graph
+
+
+def _modules() -> list[Any]:
+    infrastructure = {"__init__", "graph", "hyperparameters"}
+    names = sorted(file.stem for file in Path(__file__).parent.glob("*.py"))
+    return [importlib.import_module(f".{name}", __package__) for name in names if name not in infrastructure]

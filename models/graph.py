@@ -1,0 +1,181 @@
+"""The graph builder: a model is a list of ops over named buffers, and building it computes nothing.
+
+`g.rms_norm(x, w.attn_norm, eps=...)` adds the op of that name from the catalogue and returns the
+value it will produce. Weights are named as in the GGUF file: `w.blk[3].ssm_in.weight`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..kernels.errors import InvalidFile
+from ..kernels.formats.gguf import TensorInfo
+from ..kernels.op import Kind, Op, Weight, catalogue
+
+#: Tensors of a state start at multiples of this many floats: one cache line.
+ALIGN = 16
+
+
+@dataclass(eq=False, slots=True)
+class Buffer:
+    """Rows of `width` float32 that one op writes; `outputs` marks rows asked for, not all tokens."""
+
+    width: int
+    outputs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Columns `start` to `start + width` of a buffer."""
+
+    buffer: Buffer
+    start: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateRef:
+    """A tensor of every sequence's state: float32 of `shape`, `offset` floats into the block."""
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Elements in all."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRef:
+    """Columns `offset` to `offset + width` of every token's row in the KV pages, float32."""
+
+    name: str
+    width: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One op with its operands by slot name (None where an optional one is absent)."""
+
+    op: Op
+    operands: dict[str, Any]
+    attributes: dict[str, Any]
+    out: Value
+
+
+@dataclass(slots=True)
+class Graph:
+    """Ops in the order in which they run, and what a sequence has to remember between forwards."""
+
+    nodes: list[Node] = field(default_factory=list)
+    states: list[StateRef] = field(default_factory=list)
+    caches: list[CacheRef] = field(default_factory=list)
+    logits: Value | None = None
+
+    def __getattr__(self, name: str) -> Callable[..., Value]:
+        op = catalogue().get(name)
+        if op is None:
+            raise AttributeError(name)
+        return lambda *operands, **attributes: self.apply(op, *operands, **attributes)
+
+    def apply(self, op: Op, *operands: Any, **attributes: Any) -> Value:
+        """Add an op and return the value it produces.
+
+        A namespace stands for its `.weight`, and fills the op's `bias` slot with its `.bias` where
+        the file has one. Raises ShapeError where shapes do not fit, InvalidFile where a tensor is missing.
+        """
+        given = iter(operands)
+        bound: dict[str, Any] = {}
+        for slot, operand in op.operands.items():
+            if operand.kind in (Kind.IDS, Kind.OUTPUTS):
+                bound[slot] = operand.kind
+                continue
+            value = next(given, None)
+            if isinstance(value, Namespace):
+                value, bias = value.weight_and_bias()
+                bound.update({"bias": bias} if "bias" in op.operands else {})
+            if value is not None or not operand.optional:
+                bound[slot] = value
+            else:
+                bound.setdefault(slot, None)
+        attributes = {**op.defaults, **attributes}
+        width = op.shape(*(bound[slot] for slot in op.operands), **attributes)
+        inputs = [value for value in bound.values() if isinstance(value, Value)]
+        outputs = Kind.OUTPUTS in bound.values() or (bool(inputs) and inputs[0].buffer.outputs)
+        out = Value(Buffer(width, outputs), 0, width)
+        self.nodes.append(Node(op, {slot: bound[slot] for slot in op.operands}, attributes, out))
+        return out
+
+    def split(self, value: Value, *widths: int) -> list[Value]:
+        """Cut a value into columns; nothing is copied."""
+        starts = [value.start + sum(widths[:i]) for i in range(len(widths))]
+        if sum(widths) != value.width:
+            raise ValueError(f"{widths} do not add up to {value.width}")
+        return [Value(value.buffer, start, width) for start, width in zip(starts, widths, strict=True)]
+
+    def state(self, name: str, *shape: int) -> StateRef:
+        """Reserve a tensor in the state block; every tensor starts on a cache line."""
+        last = self.states[-1] if self.states else None
+        offset = 0 if last is None else -(-(last.offset + last.size) // ALIGN) * ALIGN
+        self.states.append(StateRef(name, shape, offset))
+        return self.states[-1]
+
+    def cache(self, name: str, width: int) -> CacheRef:
+        """Reserve columns of the KV pages, one row a token."""
+        self.caches.append(CacheRef(name, width, self.cache_width))
+        return self.caches[-1]
+
+    @property
+    def state_size(self) -> int:
+        """Floats of one sequence's state block."""
+        return -(-(self.states[-1].offset + self.states[-1].size) // ALIGN) * ALIGN if self.states else 0
+
+    @property
+    def cache_width(self) -> int:
+        """Floats that one token adds to the KV pages."""
+        return sum(cache.width for cache in self.caches)
+
+    def finish(self, logits: Value) -> None:
+        """Name the value that leaves the graph."""
+        self.logits = logits
+
+
+class Namespace:
+    """Tensors of a file by the parts of their names: `w.blk[3].ssm_in.weight`.
+
+    An attribute whose path is a whole tensor name is that Weight, anything else a namespace below;
+    a tensor that is not there is reported when an op asks for it.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], path: Path, prefix: str = "") -> None:
+        self._tensors, self._path, self._prefix = tensors, path, prefix
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name) or self._below(name)
+
+    def __getitem__(self, index: int) -> Namespace:
+        return self._below(str(index))
+
+    def get(self, name: str) -> Weight | None:
+        """The tensor of that name, or None where the file has none."""
+        full = f"{self._prefix}{name}"
+        info = self._tensors.get(full)
+        return None if info is None else Weight(full, info.shape, info.block)
+
+    def weight_and_bias(self) -> tuple[Weight, Weight | None]:
+        """The tensors `.weight` and, where there is one, `.bias`."""
+        weight = self.get("weight")
+        if weight is None:
+            name = self._prefix.rstrip(".")
+            raise InvalidFile(f"{self._path} lacks the tensor {name}; convert or download the model again")
+        return weight, self.get("bias")
+
+    def _below(self, name: str) -> Namespace:
+        return Namespace(self._tensors, self._path, f"{self._prefix}{name}.")

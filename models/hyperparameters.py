@@ -1,0 +1,70 @@
+"""Typed access to the hyperparameters of a model file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..kernels.errors import InvalidFile
+
+#: No dimension of a model is larger; what exceeds it is a damaged or hostile file.
+LARGEST = 1 << 24
+
+_REQUIRED = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Hyperparameters:
+    """The keys `<architecture>.*` of a GGUF file.
+
+    Every reader raises InvalidFile, naming the file and the key, when the value is missing and has
+    no default, is of another type, or is out of range.
+    """
+
+    metadata: Mapping[str, Any]
+    path: Path
+    architecture: str
+
+    def count(self, key: str, default: Any = _REQUIRED) -> int:
+        """A whole number from 1 to LARGEST."""
+        value = self._get(key, default)
+        if value is default:
+            return value
+        if type(value) is not int or not 0 < value <= LARGEST:
+            raise self._bad(key, value, f"a whole number from 1 to {LARGEST}")
+        return value
+
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        """A finite positive number."""
+        value = self._get(key, default)
+        if type(value) not in (int, float) or not 0 < value < float("inf"):
+            raise self._bad(key, value, "a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: Any = _REQUIRED) -> bool:
+        """True or false."""
+        value = self._get(key, default)
+        if type(value) is not bool:
+            raise self._bad(key, value, "true or false")
+        return value
+
+    def divide(self, whole: int, key: str, parts: int) -> int:
+        """`whole / parts` where a key's value has to divide evenly."""
+        if whole % parts:
+            raise self._bad(key, parts, f"a divisor of {whole}")
+        return whole // parts
+
+    def _get(self, key: str, default: Any) -> Any:
+        name = f"{self.architecture}.{key}"
+        value = self.metadata.get(name, default)
+        if value is _REQUIRED:
+            raise InvalidFile(f"{self.path} lacks the key {name}; convert the model again")
+        return value
+
+    def _bad(self, key: str, value: Any, wanted: str) -> InvalidFile:
+        return InvalidFile(
+            f"{self.path}: {self.architecture}.{key} is {value!r}, not {wanted}; "
+            "the file is damaged or of an unknown version"
+        )

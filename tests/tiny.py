@@ -1,0 +1,349 @@
+"""Tiny random checkpoints in Hugging Face layouts, made from a seed instead of being stored.
+
+Every number is an affine map of `RandomState.random_sample`, whose stream NumPy has frozen, and
+needs no function of the C library: the files are the same bytes on every machine, so the logits
+in golden/ (made once by make_golden.py) stay valid.
+"""
+
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_TAGS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One checkpoint: its config.json, its dtype on disk, its files, and tensors to shrink."""
+
+    name: str
+    model_type: str
+    config: dict[str, Any]
+    dtype: str = "float32"
+    shards: int = 1
+    # Part of a tensor name -> factor: small activations make the eps inside a norm visible.
+    gain: dict[str, float] = field(default_factory=dict)
+
+
+_COMMON: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "hidden_act": "silu",
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_MAMBA = _COMMON | {
+    "architectures": ["MambaForCausalLM"],
+    "expand": 2,
+    "state_size": 16,
+    "conv_kernel": 4,
+    "time_step_rank": "auto",
+    "layer_norm_epsilon": 1e-5,
+    "use_bias": False,
+    "use_conv_bias": True,
+    "residual_in_fp32": True,
+    "tie_word_embeddings": True,
+    "pad_token_id": 0,
+}
+_MAMBA2 = _COMMON | {
+    "architectures": ["Mamba2ForCausalLM"],
+    "expand": 2,
+    "state_size": 16,
+    "conv_kernel": 4,
+    "chunk_size": 16,
+    "layer_norm_epsilon": 1e-5,
+    "use_bias": False,
+    "use_conv_bias": True,
+    "residual_in_fp32": True,
+    "tie_word_embeddings": False,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+_GDN = _COMMON | {
+    "architectures": ["GatedDeltaNetForCausalLM"],
+    "num_v_heads": None,
+    "expand_v": 2.0,
+    "use_gate": True,
+    "use_short_conv": True,
+    "conv_size": 4,
+    "allow_neg_eigval": False,
+    "output_gate_activation": "swish",
+    "attn": None,
+    "attn_mode": "chunk",
+    "norm_eps": 1e-6,
+    "hidden_act": "swish",
+    "hidden_ratio": 4,
+    "intermediate_size": 72,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+_DEFAULTS = {
+    "mamba": _MAMBA,
+    "falcon_mamba": _MAMBA | {"architectures": ["FalconMambaForCausalLM"]},
+    "mamba2": _MAMBA2,
+    "gated_deltanet": _GDN,
+}
+
+VARIANTS: dict[str, Variant] = {}
+
+
+def _add(model_type: str, name: str, hidden: int, vocab: int, **over: Any) -> None:
+    """Register a checkpoint: its family's defaults with some values replaced."""
+    extra = {key: over.pop(key) for key in ("dtype", "shards", "gain") if key in over}
+    config = _DEFAULTS[model_type] | over
+    config |= {"model_type": model_type, "hidden_size": hidden, "vocab_size": vocab}
+    if model_type in ("mamba", "falcon_mamba"):  # transformers stores the product too
+        config["intermediate_size"] = config["expand"] * hidden
+    VARIANTS[name] = Variant(name, model_type, config, **extra)
+
+
+# fmt: off
+_add("mamba", "mamba-tied", 40, 61)
+_add("mamba", "mamba-untied", 44, 67, state_size=8, conv_kernel=3, time_step_rank=5,
+     num_hidden_layers=3, layer_norm_epsilon=1e-4, tie_word_embeddings=False)
+_add("mamba", "mamba-bias", 36, 59, state_size=5, time_step_rank=2, use_bias=True)
+_add("mamba", "mamba-noconvbias", 52, 71, use_conv_bias=False, time_step_rank=4,
+     tie_word_embeddings=False)
+_add("mamba", "mamba-expand3", 36, 53, expand=3, state_size=8, time_step_rank=3)
+_add("mamba", "mamba-q8", 96, 97)
+_add("mamba", "mamba-f16", 44, 61, state_size=8, time_step_rank=3, dtype="float16",
+     tie_word_embeddings=False)
+
+_add("falcon_mamba", "falcon-untied", 44, 67, mixer_rms_eps=1e-6, time_step_rank=3,
+     tie_word_embeddings=False, gain={"x_proj": 0.03})
+_add("falcon_mamba", "falcon-tied", 36, 59, mixer_rms_eps=1e-5, state_size=8, conv_kernel=3,
+     time_step_rank=5, gain={"x_proj": 0.03})
+
+_add("mamba2", "mamba2-g1", 40, 61, num_heads=10, head_dim=8, n_groups=1, chunk_size=256)
+_add("mamba2", "mamba2-g2", 36, 67, num_heads=6, head_dim=12, n_groups=2, state_size=20,
+     conv_kernel=3, layer_norm_epsilon=1e-4, tie_word_embeddings=True)
+# The two spellings of an unlimited step: transformers 5 writes an object, 4 a bare Infinity.
+_add("mamba2", "mamba2-g4", 40, 71, num_heads=20, head_dim=4, n_groups=4, state_size=20,
+     time_step_limit=[0.0, {"__float__": "Infinity"}])
+_add("mamba2", "mamba2-bias", 44, 59, num_heads=11, head_dim=8, n_groups=1, use_bias=True,
+     time_step_limit=[0.0, math.inf], tie_word_embeddings=True)
+_add("mamba2", "mamba2-noconvbias", 52, 61, num_heads=13, head_dim=8, n_groups=1,
+     use_conv_bias=False)
+_add("mamba2", "mamba2-sharded", 36, 53, num_heads=9, head_dim=8, n_groups=3,
+     num_hidden_layers=3, shards=2)
+_add("mamba2", "mamba2-q8", 96, 97, num_heads=12, head_dim=16, n_groups=2,
+     tie_word_embeddings=True)
+# 256 columns: the smallest matrices that the K-quants (super-blocks of 256) apply to.
+_add("mamba2", "mamba2-k256", 256, 67, num_heads=8, head_dim=64, n_groups=2, state_size=24)
+
+_add("gated_deltanet", "gdn-gate", 40, 61, num_heads=2, head_dim=12)
+_add("gated_deltanet", "gdn-nogate", 44, 67, num_heads=3, head_dim=8, expand_v=1.0,
+     use_gate=False, conv_size=3, intermediate_size=None, tie_word_embeddings=True)
+_add("gated_deltanet", "gdn-negeig", 36, 59, num_heads=2, head_dim=16, num_v_heads=4,
+     expand_v=1.5, allow_neg_eigval=True)
+# Short vectors q and k make the 1e-6 inside their l2 norm visible.
+_add("gated_deltanet", "gdn-gva", 52, 71, num_heads=2, head_dim=8, num_v_heads=6, expand_v=1,
+     conv_size=3, norm_eps=1e-5, tie_word_embeddings=True,
+     gain={"q_conv1d": 0.03, "k_conv1d": 0.03, "v_conv1d": 0.1})
+_add("gated_deltanet", "gdn-q8", 96, 97, num_heads=3, head_dim=32, intermediate_size=160)
+_add("gated_deltanet", "gdn-bf16", 40, 67, num_heads=4, head_dim=10, expand_v=1,
+     num_hidden_layers=3, dtype="bfloat16")
+# fmt: on
+
+
+def _mamba_shapes(c: dict[str, Any]) -> Shapes:
+    hidden, inner, state = c["hidden_size"], c["intermediate_size"], c["state_size"]
+    rank = c["time_step_rank"] if c["time_step_rank"] != "auto" else math.ceil(hidden / 16)
+    yield "backbone.embeddings.weight", (c["vocab_size"], hidden)
+    for i in range(c["num_hidden_layers"]):
+        at = f"backbone.layers.{i}."
+        yield at + "norm.weight", (hidden,)
+        yield at + "mixer.in_proj.weight", (2 * inner, hidden)
+        yield at + "mixer.conv1d.weight", (inner, 1, c["conv_kernel"])
+        yield at + "mixer.x_proj.weight", (rank + 2 * state, inner)
+        yield at + "mixer.dt_proj.weight", (inner, rank)
+        yield at + "mixer.dt_proj.bias", (inner,)
+        yield at + "mixer.A_log", (inner, state)
+        yield at + "mixer.D", (inner,)
+        yield at + "mixer.out_proj.weight", (hidden, inner)
+        if c["use_conv_bias"]:
+            yield at + "mixer.conv1d.bias", (inner,)
+        if c["use_bias"]:
+            yield at + "mixer.in_proj.bias", (2 * inner,)
+            yield at + "mixer.out_proj.bias", (hidden,)
+    yield "backbone.norm_f.weight", (hidden,)
+
+
+def _mamba2_shapes(c: dict[str, Any]) -> Shapes:
+    hidden, heads = c["hidden_size"], c["num_heads"]
+    inner = heads * c["head_dim"]
+    conv = inner + 2 * c["n_groups"] * c["state_size"]
+    yield "backbone.embeddings.weight", (c["vocab_size"], hidden)
+    for i in range(c["num_hidden_layers"]):
+        at = f"backbone.layers.{i}."
+        yield at + "norm.weight", (hidden,)
+        yield at + "mixer.in_proj.weight", (inner + conv + heads, hidden)
+        yield at + "mixer.conv1d.weight", (conv, 1, c["conv_kernel"])
+        yield at + "mixer.dt_bias", (heads,)
+        yield at + "mixer.A_log", (heads,)
+        yield at + "mixer.D", (heads,)
+        yield at + "mixer.norm.weight", (inner,)
+        yield at + "mixer.out_proj.weight", (hidden, inner)
+        if c["use_conv_bias"]:
+            yield at + "mixer.conv1d.bias", (conv,)
+        if c["use_bias"]:
+            yield at + "mixer.in_proj.bias", (inner + conv + heads,)
+            yield at + "mixer.out_proj.bias", (hidden,)
+    yield "backbone.norm_f.weight", (hidden,)
+
+
+def _gdn_shapes(c: dict[str, Any]) -> Shapes:
+    hidden, v_heads = c["hidden_size"], c["num_v_heads"] or c["num_heads"]
+    head_v = int(c["head_dim"] * c["expand_v"])
+    key, value = c["num_heads"] * c["head_dim"], v_heads * head_v
+    # Without an intermediate_size the library rounds 2/3 of the ratio up to a multiple of 256.
+    middle = c["intermediate_size"] or -(-int(hidden * c["hidden_ratio"] * 2 / 3) // 256) * 256
+    yield "model.embeddings.weight", (c["vocab_size"], hidden)
+    for i in range(c["num_hidden_layers"]):
+        at = f"model.layers.{i}."
+        yield at + "attn_norm.weight", (hidden,)
+        for part, rows in (("q", key), ("k", key), ("v", value)):
+            yield at + f"attn.{part}_proj.weight", (rows, hidden)
+            yield at + f"attn.{part}_conv1d.weight", (rows, 1, c["conv_size"])
+        yield at + "attn.a_proj.weight", (v_heads, hidden)
+        yield at + "attn.b_proj.weight", (v_heads, hidden)
+        yield at + "attn.A_log", (v_heads,)
+        yield at + "attn.dt_bias", (v_heads,)
+        if c["use_gate"]:
+            yield at + "attn.g_proj.weight", (value, hidden)
+        yield at + "attn.o_norm.weight", (head_v,)
+        yield at + "attn.o_proj.weight", (hidden, value)
+        yield at + "mlp_norm.weight", (hidden,)
+        yield at + "mlp.gate_proj.weight", (middle, hidden)
+        yield at + "mlp.up_proj.weight", (middle, hidden)
+        yield at + "mlp.down_proj.weight", (hidden, middle)
+    yield "model.norm.weight", (hidden,)
+
+
+_SHAPES = {
+    "mamba": _mamba_shapes,
+    "falcon_mamba": _mamba_shapes,
+    "mamba2": _mamba2_shapes,
+    "gated_deltanet": _gdn_shapes,
+}
+
+# End of a tensor name -> the interval it is drawn from; other tensors are matrices.
+_INTERVALS = (
+    (("embeddings.weight",), -0.4, 0.4),
+    (("norm.weight", "norm_f.weight"), 0.5, 1.5),
+    (("A_log",), -1.0, 1.5),
+    (("dt_bias", "dt_proj.bias"), -4.0, 0.5),  # steps between 0.02 and 1
+    ((".D",), 0.3, 1.7),
+    (("conv1d.weight",), -1.0, 1.0),
+    ((".bias",), -0.5, 0.5),
+)
+# What a layer adds stays near the size of the embeddings: rounding is then not amplified from
+# layer to layer, and the stream remains small enough for a wrong norm eps to show.
+_BRANCH_ENDS = ("out_proj.weight", "o_proj.weight", "down_proj.weight")
+_BRANCH_GAIN = 0.25
+
+
+def _draw(variant: Variant, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One tensor in float32, from a stream of its own so that it never depends on the others."""
+    rng = np.random.RandomState(zlib.crc32(f"{variant.name}/{name}".encode()))
+    low, high = -math.sqrt(3 / shape[-1]), math.sqrt(3 / shape[-1])  # variance 1 / fan_in
+    for ends, *interval in _INTERVALS:
+        if name.endswith(ends):
+            low, high = interval
+            break
+    values = low + (high - low) * rng.random_sample(shape)
+    for part, factor in variant.gain.items():
+        if part in name:
+            values = values * factor
+    if name.endswith(_BRANCH_ENDS):
+        values = values * _BRANCH_GAIN
+    return values.astype(np.float32)
+
+
+def _bf16_bits(values: np.ndarray) -> np.ndarray:
+    """float32 -> uint16 bit patterns of bfloat16, to nearest, ties to even (no NaN here)."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def _encode(values: np.ndarray, dtype: str) -> bytes:
+    if dtype == "bfloat16":
+        return _bf16_bits(values).astype("<u2").tobytes()
+    return values.astype("<f2" if dtype == "float16" else "<f4").tobytes()
+
+
+def _decode(raw: bytes, dtype: str) -> np.ndarray:
+    if dtype == "bfloat16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(raw, "<f2" if dtype == "float16" else "<f4").astype(np.float32)
+
+
+def _tensors(variant: Variant) -> dict[str, np.ndarray]:
+    shapes = dict(_SHAPES[variant.model_type](variant.config))
+    if not variant.config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (variant.config["vocab_size"], variant.config["hidden_size"])
+    return {name: _draw(variant, name, shape) for name, shape in shapes.items()}
+
+
+def weights(name: str) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint as they come back from disk: rounded, then float32."""
+    dtype = VARIANTS[name].dtype
+    return {
+        key: _decode(_encode(values, dtype), dtype).reshape(values.shape)
+        for key, values in _tensors(VARIANTS[name]).items()
+    }
+
+
+def ids(name: str, length: int) -> np.ndarray:
+    """Seeded token ids, int64 (length,); a shorter call returns a prefix of a longer one."""
+    rng = np.random.RandomState(zlib.crc32(f"{name}/ids".encode()))
+    return (rng.random_sample(length) * VARIANTS[name].config["vocab_size"]).astype(np.int64)
+
+
+def _write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> int:
+    """Write one safetensors file by hand (its NumPy interface has no bfloat16)."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, values in tensors.items():
+        end = at + values.size * _BYTES[dtype]
+        shape = list(values.shape)
+        header[name] = {"dtype": _TAGS[dtype], "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    body = b"".join(_encode(values, dtype) for values in tensors.values())
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    return at
+
+
+def write_checkpoint(name: str, folder: Path) -> Path:
+    """Write config.json and the safetensors file or files of one variant; returns the folder."""
+    variant = VARIANTS[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(variant.config | {"dtype": variant.dtype}, indent=2, sort_keys=True)
+    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
+    tensors = _tensors(variant)
+    if variant.shards == 1:
+        _write_safetensors(folder / "model.safetensors", tensors, variant.dtype)
+        return folder
+    total, where = 0, dict[str, str]()
+    names = list(tensors)
+    for i in range(variant.shards):
+        part = names[i * len(names) // variant.shards : (i + 1) * len(names) // variant.shards]
+        file = f"model-{i + 1:05d}-of-{variant.shards:05d}.safetensors"
+        total += _write_safetensors(folder / file, {n: tensors[n] for n in part}, variant.dtype)
+        where |= dict.fromkeys(part, file)
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    text = json.dumps(index, indent=2, sort_keys=True)
+    (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
+    return folder
