@@ -14,8 +14,8 @@ import numpy as np
 
 from .. import models
 from ..kernels.errors import InvalidInput, NumericalError
-from ..kernels.formats.gguf import GGUF
 from .backend import MAX_ROWS, Batch, make_backend
+from .info import open_file
 from .state import Layout, State, check_states
 from .tokenizer import Tokenizer
 from .weights import WeightStore
@@ -41,11 +41,12 @@ class Model:
         backend: str = "cpu",
         notice: Callable[[str], None] = print_notice,
     ) -> None:
-        self.file = GGUF(models.DEMO if str(path) == "demo" else path)
+        self.file = open_file(path)
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
         self.layout = Layout.of(self.graph)
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0
         self.backend = make_backend(backend, self.graph, WeightStore(self.file, notice), threads, notice)
+        self.notice = notice
         self._turn = threading.RLock()
 
     @property
@@ -81,7 +82,8 @@ class Model:
         ids: integers, (T,), T >= 1. logits: "last" returns those of the next token, float32
         (vocabulary,); "all" those behind every id, (T, vocabulary). `progress` is told the number
         of ids read after each chunk. Raises InvalidInput for ids out of range, NumericalError when
-        logits are not finite; the state is then as it was.
+        logits are not finite. A forward that fails, or is cancelled with Ctrl-C, leaves the state as
+        it was before the chunk of up to MAX_ROWS ids that it was reading.
         """
         state = self.new_state() if state is None else state
         rows, (state,) = self._run([ids], [state], logits, progress)
@@ -96,13 +98,17 @@ class Model:
         started = [self.new_state() if state is None else state for state in states]
         return self._run(ids, started, logits, None)
 
-    def generate(self, prompt: str | Ids, **settings: Any) -> Iterator[str]:
-        """Yield the text that follows a prompt, piece by piece; see Session for the settings."""
+    def generate(self, prompt: str | Ids, limit: int | None = None, **settings: Any) -> Iterator[str]:
+        """Yield the text that follows a prompt, piece by piece, up to `limit` tokens.
+
+        Settings are those of Session: temperature, top_k, seed, stop and so on.
+        """
         from .session import Session
 
         session = Session(self, **settings)
         session.feed(prompt)
-        yield from session.generate()
+        yield from session.generate(limit)
+        yield session.stream.flush()
 
     def _run(
         self, ids: Sequence[Ids], states: list[State], logits: str, progress: Callable[[int], None] | None

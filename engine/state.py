@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..kernels.errors import InvalidInput
 from ..models.graph import CacheRef, Graph, StateRef
+
+if TYPE_CHECKING:
+    from .model import Model
 
 #: Tokens a page of the KV cache holds.
 PAGE_ROWS = 64
@@ -30,13 +35,14 @@ class Layout:
     """Where everything lies in a state: the same for all sequences of a model."""
 
     states: tuple[StateRef, ...]
+    caches: tuple[CacheRef, ...]
     size: int
     cache_width: int
 
     @classmethod
     def of(cls, graph: Graph) -> Layout:
         """The layout a graph asks for."""
-        return cls(tuple(graph.states), graph.state_size, graph.cache_width)
+        return cls(tuple(graph.states), tuple(graph.caches), graph.state_size, graph.cache_width)
 
     @property
     def fixed_bytes(self) -> int:
@@ -96,6 +102,19 @@ class State:
             ref.name: self.block[ref.offset : ref.offset + ref.size].reshape(ref.shape)
             for ref in self.layout.states
         }
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a file, as a snapshot without a conversation."""
+        from .snapshot import Snapshot
+
+        Snapshot(self).save(path)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model) -> State:
+        """Read a state of this model back; raises InvalidFile where `Snapshot.load` does."""
+        from .snapshot import Snapshot
+
+        return Snapshot.load(path, model).state
 
     def view(self, ref: StateRef) -> np.ndarray:
         """One tensor of the block."""

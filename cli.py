@@ -1,0 +1,309 @@
+"""The command line: options and printing. What a command does, engine and convert do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .kernels.errors import InvalidInput, KeelbackError
+
+if TYPE_CHECKING:
+    from .engine.model import Model
+    from .engine.session import Session
+
+INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """A group whose commands turn errors that a user can mend into one sentence and status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except KeelbackError as error:
+            raise click.ClickException(str(error)) from None
+        except MemoryError:
+            raise click.ClickException("there is not enough memory for this model") from None
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="keelback")
+def main() -> None:
+    """Run language models whose memory does not grow."""
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the model comes from and what runs it."""
+    for option in (
+        click.option("--backend", type=click.Choice(["cpu", "numpy"]), default="cpu", help="What runs the model."),
+        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+        click.option("-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How tokens are chosen; what is not given comes from the snapshot, the model file or llama.cpp."""
+    for flag, name, kind, text in reversed(
+        [
+            ("--temp", "temperature", float, "Temperature; 0 takes the most likely token. [0.8]"),
+            ("--top-k", "top_k", int, "Keep the K most likely tokens; 0 keeps all. [40]"),
+            ("--top-p", "top_p", float, "Keep the likeliest tokens that make up P. [0.95]"),
+            ("--min-p", "min_p", float, "Drop tokens below P times the likeliest. [0.05]"),
+            ("--repeat-penalty", "repeat_penalty", float, "Penalise recent tokens. [1.0: off]"),
+            ("--repeat-last-n", "repeat_last_n", int, "How many tokens count as recent. [64]"),
+            ("--presence-penalty", "presence_penalty", float, "Subtract from recent tokens. [0]"),
+            ("--frequency-penalty", "frequency_penalty", float, "Subtract for every recent use. [0]"),
+        ]
+    ):
+        command = click.option(flag, name, type=kind, help=text)(command)
+    return command
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.argument("prompt", required=False)
+@model_options
+@click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, in place of PROMPT.")
+@click.option("-f", "--file", "prompt_file", metavar="FILE", help="Read the prompt from a file.")
+@click.option("-n", "--predict", "--n-predict", "limit", type=int, default=-1, help="Tokens to write; -1: no limit.")
+@click.option("-s", "--seed", type=int, help="Seed of the random choices; -1 or none: a new one.")
+@sampling_options
+@click.option("--logit-bias", multiple=True, metavar="ID(+/-)BIAS", help="Add to the logit of an id, as 15043+1.5.")
+@click.option("-r", "--reverse-prompt", "--stop", "stop", multiple=True, metavar="TEXT", help="End before TEXT.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-text token.")
+@click.option("--state-in", metavar="FILE", help="Go on from a saved state; a prompt is then optional.")
+@click.option("--state-out", metavar="FILE", help="Save the state at the end, also after Ctrl-C.")
+def run(model: str | None, prompt: str | None, **options: Any) -> None:
+    """Write text that follows PROMPT, with MODEL: a GGUF file, or "demo" (the default).
+
+    The prompt is read from standard input when that is piped.
+    """
+    path, prompt = _arguments(model, prompt, options)
+    text = _prompt(prompt, options["prompt_file"], needed=not options["state_in"])
+    began = time.perf_counter()
+    session, loaded = _session(path, options), time.perf_counter()
+    meter = Meter(session, loaded - began)
+    status = 0
+    try:
+        if text:
+            meter.read(text)
+        meter.write(None if options["limit"] < 0 else options["limit"], flush=not options["state_out"])
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    if options["state_out"]:
+        session.snapshot().save(options["state_out"])
+    click.echo()
+    click.echo(meter.line(), err=True)
+    sys.exit(status)
+
+
+class Meter:
+    """Runs a session and measures it."""
+
+    def __init__(self, session: Session, load_seconds: float) -> None:
+        self.session, self.load_seconds = session, load_seconds
+        self.prompt_tokens, self.prompt_seconds, self.seconds = 0, 0.0, 0.0
+
+    def read(self, text: str) -> None:
+        """Feed the prompt, with a progress bar when it takes more than a moment."""
+        began = time.perf_counter()
+        ids = self.session.encode(text)
+        with _bar("reading", len(ids)) as report:
+            self.prompt_tokens = self.session.feed(ids, progress=lambda done: report(done, len(ids)))
+        self.prompt_seconds = time.perf_counter() - began
+
+    def write(self, limit: int | None, flush: bool) -> None:
+        """Print text as it comes."""
+        began = time.perf_counter()
+        try:
+            for piece in self.session.generate(limit):
+                click.echo(piece, nl=False)
+            if flush:
+                click.echo(self.session.stream.flush(), nl=False)
+        finally:
+            self.seconds = time.perf_counter() - began
+
+    def line(self) -> str:
+        """What the run took."""
+        state = self.session.state
+        return (
+            f"load {self.load_seconds:.2f} s"
+            f" | prompt {self.prompt_tokens} tokens, {_rate(self.prompt_tokens, self.prompt_seconds)}"
+            f" | generated {self.session.generated} tokens, {_rate(self.session.generated, self.seconds)}"
+            f" | state {_size(state.layout.fixed_bytes)} fixed + {_size(state.layout.bytes_per_token)} per token"
+            f" | seed {self.session.sampling.seed}"
+        )
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path())
+@click.option("-o", "--outfile", "target", metavar="FILE", help="The file to write; without: NAME-TYPE.gguf here.")
+@click.option(
+    "--outtype", default="auto", type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]), help="Type of the matrices."
+)
+def convert(checkpoint: str, target: str | None, outtype: str) -> None:
+    """Convert a Hugging Face checkpoint folder to GGUF."""
+    from .convert import convert as convert_checkpoint
+
+    with _bar("converting", None) as report:
+        path = convert_checkpoint(checkpoint, target, outtype, _notice, report)
+    click.echo(f"{path}: {_size(path.stat().st_size)}")
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.option("-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(model: str | None, model_option: str | None, as_json: bool) -> None:
+    """Show what a model file holds, and what running it takes."""
+    from .engine.info import describe
+
+    facts = describe(_one(model, model_option, "model") or "demo")
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        if name == "tensors":
+            value = "\n".join(f"  {t['name']:32} {t['type']:6} {t['shape']}" for t in value)
+            click.echo(f"{name}:\n{value}")
+        else:
+            click.echo(f"{name.replace('_', ' '):18} {_shown(value)}")
+
+
+@main.command()
+@click.argument("model", required=False)
+@click.argument("text", required=False)
+@click.option("-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL.")
+@click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The text, in place of TEXT.")
+@click.option("-f", "--file", "prompt_file", metavar="FILE", help="Read the text from a file.")
+@click.option("--ids", is_flag=True, help="Print the ids only.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **options: Any) -> None:
+    """Show the tokens of a text."""
+    from .engine.info import open_tokenizer
+
+    path, text = _arguments(model, text, options)
+    tokenizer = open_tokenizer(path)
+    tokens = tokenizer.encode(_prompt(text, options["prompt_file"], needed=True))
+    if ids:
+        click.echo(json.dumps(tokens))
+    elif as_json:
+        pieces = [tokenizer.piece(token).decode("utf-8", "backslashreplace") for token in tokens]
+        click.echo(json.dumps([{"id": i, "piece": p} for i, p in zip(tokens, pieces, strict=True)]))
+    else:
+        for token in tokens:
+            click.echo(f"{token:8} {tokenizer.piece(token).decode('utf-8', 'backslashreplace')!r}")
+
+
+def _session(path: str, options: dict[str, Any]) -> Session:
+    """Load the model and start a session, or go on with a saved one."""
+    from .engine.model import Model
+    from .engine.session import Session
+    from .engine.snapshot import Snapshot
+
+    model = Model(path, options["threads"], options["backend"], _notice)
+    names = (
+        "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n",
+        "presence_penalty", "frequency_penalty",
+    )  # fmt: skip
+    settings = {name: options[name] for name in names if options[name] is not None}
+    if options["logit_bias"]:
+        settings["logit_bias"] = dict(_bias(text) for text in options["logit_bias"])
+    seed = options["seed"]
+    if options["state_in"]:
+        if seed is not None and seed >= 0:
+            settings["seed"] = seed
+        return Session.resume(model, Snapshot.load(options["state_in"], model), **settings)
+    settings["seed"] = secrets.randbits(32) if seed is None or seed < 0 else seed
+    return Session(model, stop=options["stop"], ignore_eos=options["ignore_eos"], **settings)
+
+
+def _arguments(model: str | None, text: str | None, options: dict[str, Any]) -> tuple[str, str | None]:
+    """Model and text from positions or options; a lone argument that is no model file is an error."""
+    text = _one(text, options["prompt_option"], "prompt")
+    path = _one(model, options["model_option"], "model") or "demo"
+    if path != "demo" and not Path(path).exists():
+        raise InvalidInput(f"{path}: there is no such model file (to prompt the demo model: keelback run -p TEXT)")
+    return path, text
+
+
+def _one(argument: str | None, option: str | None, name: str) -> str | None:
+    if argument is not None and option is not None:
+        raise click.UsageError(f"the {name} is given twice, as an argument and as an option")
+    return argument if argument is not None else option
+
+
+def _prompt(text: str | None, file: str | None, needed: bool) -> str:
+    """The prompt from the command line, a file or a pipe; raises InvalidInput when there is none."""
+    if text is None and file is not None:
+        try:
+            text = Path(file).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInput(f"{file} cannot be read as text ({error})") from None
+    if text is None and needed and not sys.stdin.isatty():
+        text = sys.stdin.read()
+    if needed and not text:
+        raise InvalidInput("the prompt is empty; give some text with -p, -f or through a pipe")
+    return text or ""
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """`ID+BIAS` or `ID-BIAS`, llama.cpp's spelling."""
+    at = max(text.find("+"), text.find("-", 1))
+    try:
+        return int(text[:at]), float(text[at:])
+    except ValueError:
+        raise InvalidInput(f"--logit-bias {text!r} is not of the form ID+BIAS or ID-BIAS") from None
+
+
+@contextlib.contextmanager
+def _bar(label: str, length: int | None) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on the terminal; silent where standard error is none."""
+    with contextlib.ExitStack() as stack:
+        bar: Any = None
+
+        def report(done: int, total: int) -> None:
+            nonlocal bar
+            if bar is None and done < total and sys.stderr.isatty():
+                bar = stack.enter_context(click.progressbar(length=total, label=label, file=sys.stderr))
+            if bar is not None:
+                bar.update(done - bar.pos)
+
+        yield report
+
+
+def _notice(text: str) -> None:
+    click.echo(f"keelback: {text}", err=True)
+
+
+def _rate(count: int, seconds: float) -> str:
+    return f"{count / seconds:.1f} tokens/s" if seconds else "0 tokens/s"
+
+
+def _size(nbytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024 or unit == "GiB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1024
+    raise AssertionError
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
+    return str(value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What a model file holds, told without loading its weights."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .. import models
+from ..kernels.formats.gguf import GGUF
+from .state import Layout
+from .tokenizer import Tokenizer
+
+
+def open_file(path: str | Path) -> GGUF:
+    """A model file, or the embedded one by the name "demo"."""
+    return GGUF(models.DEMO if str(path) == "demo" else path)
+
+
+def open_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer of a model file."""
+    file = open_file(path)
+    return Tokenizer.from_metadata(file.metadata, file.path)
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Facts about a model file, ready for JSON."""
+    file = open_file(path)
+    layout = Layout.of(models.build(file.metadata, file.tensors, file.path))
+    types = Counter(info.block.name for info in file.tensors.values())
+    metadata = file.metadata
+    return {
+        "file": str(file.path),
+        "name": metadata.get("general.name", ""),
+        "architecture": metadata["general.architecture"],
+        "parameters": sum(math.prod(info.shape) for info in file.tensors.values()),
+        "file_bytes": len(file.map),
+        "types": dict(types.most_common()),
+        "tokenizer": {
+            "model": metadata.get("tokenizer.ggml.model", "none"),
+            "pre": metadata.get("tokenizer.ggml.pre", ""),
+            "tokens": metadata.length("tokenizer.ggml.tokens") if "tokenizer.ggml.tokens" in metadata else 0,
+        },
+        "chat_template": "tokenizer.chat_template" in metadata,
+        "state_bytes": {"fixed": layout.fixed_bytes, "per_token": layout.bytes_per_token},
+        "tensors": [
+            {"name": info.name, "type": info.block.name, "shape": list(info.shape), "bytes": info.nbytes}
+            for info in file.tensors.values()
+        ],
+    }

@@ -1,0 +1,126 @@
+"""A conversation with a model: feeds text, samples, streams, and can be saved between two tokens."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..kernels.errors import InvalidInput
+from .sampling import Sampling, file_defaults, sample
+from .snapshot import Conversation, Snapshot
+from .stream import TextStream
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+class Session:
+    """Generates text from a model.
+
+    sampling    how tokens are chosen; without it the model file's recommendation over the built-in
+                defaults, and `settings` (fields of Sampling) over both
+    stop        strings that end the text; they are not part of it
+    ignore_eos  whether to go on after an end-of-text token
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+        **settings: Any,
+    ) -> None:
+        self.model = model
+        self.sampling = replace(sampling or Sampling(**file_defaults(model.metadata)), **settings)
+        self.ignore_eos = ignore_eos
+        self.state = model.new_state()
+        self.stream = TextStream(stop)
+        self.pending: int | None = None
+        self.recent: deque[int] = deque(maxlen=self.sampling.repeat_last_n)
+        self.finish_reason: str | None = None
+        self.generated = 0
+        self.parent: str | None = None
+
+    @classmethod
+    def resume(cls, model: Model, snapshot: Snapshot, **settings: Any) -> Session:
+        """Go on from a snapshot, with its settings but for those given."""
+        saved = snapshot.conversation
+        session = cls(model, replace(saved.sampling, **settings), saved.stop, saved.ignore_eos)
+        session.state = snapshot.state
+        session.stream = TextStream(saved.stop, saved.held, saved.undecoded)
+        session.recent.extend(saved.recent)
+        session.pending, session.parent = saved.pending, snapshot.id
+        return session
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a prompt; special tokens go in front only at the very beginning."""
+        if not text:
+            raise InvalidInput("the prompt is empty; give some text to go on from")
+        return self.model.tokenizer.encode(text, add_special=self.state.position == 0)
+
+    def feed(self, prompt: str | Sequence[int] | np.ndarray, progress: Callable[[int], None] | None = None) -> int:
+        """Read a prompt, text or ids; returns how many ids were read.
+
+        Raises InvalidInput for an empty prompt.
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        waiting = [] if self.pending is None else [self.pending]
+        self.model.forward([*waiting, *ids], self.state, progress=progress)
+        self.pending = None
+        self.recent.extend(ids)
+        return len(waiting) + len(ids)
+
+    def generate(self, limit: int | None = None) -> Iterator[str]:
+        """Yield pieces of text until a stop string, an end-of-text token, or `limit` tokens.
+
+        `finish_reason` then says "stop", "eos" or "length". Text that may be the beginning of a
+        stop string stays in `stream`; `stream.flush()` gives it out.
+        """
+        self.finish_reason = None
+        end_ids = frozenset() if self.ignore_eos else self.model.tokenizer.eog_ids
+        count = 0
+        while limit is None or count < limit:
+            token = self.next_token()
+            count += 1
+            if token in end_ids:
+                self.finish_reason = "eos"
+                return
+            text = self.stream.push(self.model.tokenizer.piece(token))
+            if text:
+                yield text
+            if self.stream.stopped:
+                self.finish_reason = "stop"
+                return
+        self.finish_reason = "length"
+
+    def next_token(self) -> int:
+        """Choose the next token. The model reads it only when another one is wanted."""
+        if self.pending is not None:
+            self.model.forward([self.pending], self.state)
+            self.pending = None
+        if self.state.logits is None:
+            raise InvalidInput("there is nothing to go on from; feed a prompt first")
+        token = sample(self.state.logits, self.recent, self.sampling, self.state.position)
+        self.pending = token
+        self.recent.append(token)
+        self.generated += 1
+        return token
+
+    def snapshot(self, note: str = "") -> Snapshot:
+        """Everything needed to go on later, as if nothing had come between."""
+        conversation = Conversation(
+            sampling=self.sampling,
+            stop=self.stream.stops,
+            ignore_eos=self.ignore_eos,
+            recent=tuple(self.recent),
+            pending=self.pending,
+            held=self.stream.held,
+            undecoded=self.stream.undecoded,
+        )
+        numerics = self.model.backend.numerics
+        return Snapshot(self.state.clone(), conversation, numerics, self.parent, note)

@@ -1,0 +1,198 @@
+"""Snapshots on disk: a state and the conversation it belongs to, in safetensors with JSON metadata.
+
+Tensors lie in their canonical shapes, one by one, so that a file outlives today's memory layout.
+Every byte is covered by a checksum, which is also the snapshot's id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..kernels.errors import InvalidFile, InvalidInput
+from .sampling import Sampling
+from .state import CacheView, State
+
+if TYPE_CHECKING:
+    from .model import Model
+
+FORMAT, VERSION = "keelback-snapshot", 1
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What a session remembers beside the model's state.
+
+    recent     the last tokens, for the penalties
+    pending    a token that was sampled and not yet read by the model
+    held       text held back because it may begin a stop string; undecoded: bytes of a character
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    recent: tuple[int, ...] = ()
+    pending: int | None = None
+    held: str = ""
+    undecoded: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A point to go on from. `id` is known once it has been saved or loaded."""
+
+    state: State
+    conversation: Conversation = field(default_factory=Conversation)
+    numerics: str = ""
+    parent: str | None = None
+    note: str = ""
+    id: str | None = None
+
+    def save(self, path: str | Path) -> Snapshot:
+        """Write the snapshot beside `path` and rename it; returns it with its id.
+
+        Raises InvalidInput when the file cannot be written; an older file then stays as it is.
+        """
+        from safetensors.numpy import save
+
+        tensors, facts = self._tensors(), self._facts()
+        identity = _checksum(tensors, facts)
+        metadata = {"format": FORMAT, "version": str(VERSION), "checksum": identity, "facts": facts}
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(save(tensors, metadata))
+            os.replace(partial, target)
+        except OSError as error:
+            raise InvalidInput(f"{target} cannot be written: {error.strerror or error}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        return dataclasses.replace(self, id=identity)
+
+    @classmethod
+    def load(cls, path: str | Path, model: Model) -> Snapshot:
+        """Read a snapshot of this model; a notice is printed when its bits may go on differently.
+
+        Raises InvalidFile for a file that is damaged, no snapshot, of another format version, or
+        of another model.
+        """
+        path = Path(path)
+        tensors, metadata = _read(path)
+        if metadata.get("format") != FORMAT:
+            raise InvalidFile(f"{path} is not a keelback snapshot")
+        if metadata.get("version") != str(VERSION):
+            raise InvalidFile(
+                f"{path} has the snapshot format {metadata.get('version')!r}, and this keelback reads "
+                f"{VERSION}; make it again with this version"
+            )
+        text = metadata.get("facts", "")
+        if metadata.get("checksum") != _checksum(tensors, text):
+            raise InvalidFile(f"{path} is damaged: its checksum does not fit its content")
+        try:
+            return cls._restore(path, json.loads(text), tensors, model, metadata["checksum"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidFile(f"{path} does not describe a snapshot ({error})") from None
+
+    @classmethod
+    def _restore(
+        cls, path: Path, facts: dict[str, Any], tensors: dict[str, np.ndarray], model: Model, identity: str
+    ) -> Snapshot:
+        if facts["model"] != model.fingerprint:
+            raise InvalidFile(f"{path} belongs to another model than {model.file.path}; load it with its own")
+        state = model.new_state()
+        if "logits" in tensors:
+            state.logits = _shaped(tensors["logits"], (model.vocabulary,))
+        for name, view in state.tensors().items():
+            view[:] = _shaped(tensors[f"state.{name}"], view.shape)
+        position, state.digest = int(facts["position"]), int(facts["digest"])
+        columns = [_shaped(tensors[f"cache.{ref.name}"], (position, ref.width)) for ref in model.layout.caches]
+        state.reserve(position)
+        for ref, rows in zip(model.layout.caches, columns, strict=True):
+            CacheView(state, ref).write(rows)
+        state.position = position
+        saved = facts["conversation"]
+        bias = {int(token): amount for token, amount in saved["sampling"].pop("logit_bias").items()}
+        conversation = Conversation(
+            Sampling(**saved["sampling"], logit_bias=bias),
+            tuple(saved["stop"]),
+            bool(saved["ignore_eos"]),
+            tuple(_ids(tensors["recent"].tolist(), model)),
+            saved["pending"] if saved["pending"] is None else _ids([saved["pending"]], model)[0],
+            saved["held"],
+            bytes.fromhex(saved["undecoded"]),
+        )
+        if facts["numerics"] != model.backend.numerics:
+            model.notice(f"{path} comes from {facts['numerics']}: it goes on, though not bit for bit")
+        return cls(state, conversation, facts["numerics"], facts["parent"], facts["note"], identity)
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        tensors = {f"state.{name}": view.copy() for name, view in self.state.tensors().items()}
+        for ref in self.state.layout.caches:
+            tensors[f"cache.{ref.name}"] = CacheView(self.state, ref).read(self.state.position)
+        if self.state.logits is not None:
+            tensors["logits"] = self.state.logits
+        tensors["recent"] = np.array(self.conversation.recent, np.int64)
+        return tensors
+
+    def _facts(self) -> str:
+        saved = self.conversation
+        conversation = {
+            "sampling": dataclasses.asdict(saved.sampling),
+            "stop": saved.stop,
+            "ignore_eos": saved.ignore_eos,
+            "pending": saved.pending,
+            "held": saved.held,
+            "undecoded": saved.undecoded.hex(),
+        }
+        return json.dumps(
+            {
+                "model": self.state.model,
+                "numerics": self.numerics,
+                "position": self.state.position,
+                "digest": self.state.digest,
+                "parent": self.parent,
+                "note": self.note,
+                "conversation": conversation,
+            }
+        )
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata; the library checks every offset against the file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InvalidFile(f"{path}: there is no such file") from None
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise InvalidFile(f"{path} cannot be read as a snapshot ({error})") from None
+
+
+def _shaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if array.shape != shape or array.dtype != np.float32:
+        raise ValueError(f"a tensor is {array.dtype} {list(array.shape)}, not float32 {list(shape)}")
+    return array
+
+
+def _ids(values: list[int], model: Model) -> list[int]:
+    if not all(type(token) is int and 0 <= token < model.vocabulary for token in values):
+        raise ValueError("a token id is out of range")
+    return values
+
+
+def _checksum(tensors: dict[str, np.ndarray], facts: str) -> str:
+    digest = hashlib.blake2b(facts.encode(), digest_size=16)
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"\0{name}\0{array.dtype}\0{array.shape}\0".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""What a GGUF says about a vocabulary by name alone: its pre-tokenizer, and the texts that end.
+
+`tokenizer.ggml.pre` stands for patterns, a normaliser and two defaults. Source: the patterns are
+those of the checkpoints' tokenizer.json files, under the names llama.cpp gives them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UnsupportedModel
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_PUNCTUATION}|{_SPACES}"
+_QWEN35 = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
+)
+_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_PUNCTUATION}|{_SPACES}"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PreTokenizer:
+    """Patterns, each splitting what the one before left, and what else goes with the name."""
+
+    patterns: tuple[str, ...]
+    normalizer: str | None = None
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+
+TABLE = {
+    "gpt-2": PreTokenizer((_GPT2,)),
+    "olmo": PreTokenizer((_GPT2,), "NFC"),
+    "qwen2": PreTokenizer((_QWEN2,), "NFC"),
+    "qwen35": PreTokenizer((_QWEN35,), "NFC"),
+    "llama-bpe": PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True),
+    "dbrx": PreTokenizer((_LLAMA3,)),
+    "starcoder": PreTokenizer((r"\p{N}", _GPT2)),
+    "command-r": PreTokenizer((r"\p{N}", _GPT2), "NFC"),
+    "falcon": PreTokenizer((r"[\p{P}$+<=>^~|`]+", _GPT2, "[0-9][0-9][0-9]")),
+    "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
+    "default": PreTokenizer((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
+}
+ALIASES = {
+    "phi-2": "gpt-2",
+    "mpt": "olmo",
+    "gpt-neox": "olmo",
+    "deepseek-r1-qwen": "qwen2",
+    "stablelm2": "qwen2",
+    "llama3": "llama-bpe",
+    "llama-v3": "llama-bpe",
+    "falcon3": "llama-bpe",
+    "falcon-h1": "llama-bpe",
+    "lfm2": "llama-bpe",
+    "pixtral": "llama-bpe",
+    "smaug-bpe": "dbrx",
+    "refact": "starcoder",
+    "smollm": "starcoder",
+}
+
+# Tokens whose text alone ends a generation: many files mark only one of them as such.
+END_TEXTS = (
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>",
+    "<EOT>", "_<EOT>", "[EOT]", "<｜end▁of▁sentence｜>", "<end_of_utterance>", "<|return|>",
+    "<|call|>", "<|calls|>", "<|flush|>", "</s>", "<|eom_id|>", "[EOS]", "<eos>", "<turn|>",
+    "<|tool_response>", "[e~[",
+)  # fmt: skip
+# Likewise the fill-in-the-middle tokens behind which a model has nothing more to say.
+FILL_END_TEXTS = {
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
+
+_TRICKY = (
+    "I'm sure they'll say it's what we've, you're, he'd, can't",
+    "I'M SURE THEY'LL SAY IT'S WHAT WE'VE, YOU'RE, HE'D, CAN'T",
+    "it'ſ 'Tis '' 'x ' s ’s it 's 'Sx 'Tx 'REx 'VEx 'Mx 'LLx 'Dx 'sx 'tx 'rex 'vex 'mx 'llx 'dx",
+    "1 12 123 1234 12345 1234567 a1b22c333 -1,234.56 1/2 ½ ⅓ ² ٣ 四 Ⅻ",
+    "Hello World HELLOworld helloWORLD McDonald iPhone ǅungla ʰa ªº ﬁn ǄA",
+    "日本語と中文 混在text한국어 ภาษาไทย हिन्दी العربية עברית Ελληνικά кириллица",
+    "e\u0301 o\u0302\u0323 \u1100\u1161\u11a8 \u212b \u2126 \u212a \u037e q\u0307\u0323 x\u0301y \u0301",
+    "😀 👩‍👩‍👧‍👦 👍🏽 🏳️‍🌈 a😀b ❤️ \u200d\ufe0f",
+    " x  y   z    w\t\tt\t \tu \n v\n\nw \n \n x\r\ny\r\rz   ",
+    "   leading", "trailing   ", "\n\n  \n\n", "\t", "  ", "a\u00a0b\u00a0\u00a0c \u2003d\u3000e\u0085f",
+    "!?...\n\nWhat?!\r\n\r\nno;\n(x)/\n//\n/// a/b </s> <|x|> $+<=>^~|` $x +y =z",
+    "\0\x01\x02a\x1b[0m\x7f \x0b\x0c\x85",
+    "if (x == 10) {\n\treturn foo_bar(x, 'y');\n}\n",
+)  # fmt: skip
+# One of each kind of character the patterns tell apart; every run of three of them is probed.
+_KINDS = ("s", "S", "ǅ", "中", "\u0301", "7", "½", "!", "'", "/", "$", " ", "\n", "\t", "\u00a0")
+
+
+@cache
+def probes() -> tuple[str, ...]:
+    """The texts by which two pre-tokenizers are told apart."""
+    return _TRICKY + tuple(map("".join, product(_KINDS, repeat=3)))
+
+
+def find(name: str) -> PreTokenizer | None:
+    """The row of a `tokenizer.ggml.pre` name, or None when it is not known."""
+    return TABLE.get(ALIASES.get(name, name))
+
+
+def build(row: PreTokenizer) -> tuple[Any, Any]:
+    """The normaliser (or None) and the pre-tokenizer of a row, as objects of `tokenizers`."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in row.patterns]
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    normalizer = normalizers.NFC() if row.normalizer == "NFC" else None
+    return normalizer, pre_tokenizers.Sequence([*splits, to_bytes])
+
+
+def recognise(tokenizer: tokenizers.Tokenizer) -> str:
+    """The `tokenizer.ggml.pre` name of a byte-level BPE, found by what it does to the probes.
+
+    Raises UnsupportedModel when no known name does the same to every one of them.
+    """
+    _check_options(tokenizer)
+    if tokenizer.pre_tokenizer is None:
+        raise UnsupportedModel("the tokenizer has no pre-tokenizer, so GGUF has no name for it")
+    observed = list(_pieces(tokenizer.normalizer, tokenizer.pre_tokenizer))
+    alike = [name for name, row in TABLE.items() if _behaves(row, observed)]
+    if not alike:
+        raise UnsupportedModel(
+            "the tokenizer splits text as none of the pre-tokenizers keelback knows "
+            f"({', '.join(TABLE)}), so its ids could not be reproduced"
+        )
+    ignores = bool(tokenizer.model.ignore_merges)
+    names = [name for name in alike if TABLE[name].ignore_merges == ignores]
+    if len(names) != 1:
+        raise UnsupportedModel(
+            f"the tokenizer splits text as {' or '.join(alike)} and has ignore_merges = {ignores}, "
+            "a combination GGUF has no name for"
+        )
+    return names[0]
+
+
+def _behaves(row: PreTokenizer, observed: list[list[str]]) -> bool:
+    return all(a == b for a, b in zip(_pieces(*build(row)), observed, strict=True))
+
+
+def _pieces(normalizer: Any, pre_tokenizer: Any) -> Iterator[list[str]]:
+    for probe in probes():
+        text = normalizer.normalize_str(probe) if normalizer else probe
+        yield [piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)]
+
+
+def _check_options(tokenizer: tokenizers.Tokenizer) -> None:
+    """Refuse options of the BPE model that GGUF has no key for."""
+    from tokenizers import models, pre_tokenizers
+
+    model = tokenizer.model
+    if not isinstance(model, models.BPE):
+        raise UnsupportedModel(f"the tokenizer is a {type(model).__name__}, not a byte-level BPE")
+    options = ["dropout", "continuing_subword_prefix", "end_of_word_suffix"]
+    options += ["byte_fallback", "fuse_unk"]
+    # Where every byte is a token the unknown token is never reached, and may be named.
+    if not tokenizer.get_vocab().keys() >= set(pre_tokenizers.ByteLevel.alphabet()):
+        options.append("unk_token")
+    for option in options:
+        if getattr(model, option):
+            raise UnsupportedModel(
+                f"the tokenizer's model sets {option} = {getattr(model, option)!r}, "
+                "which GGUF has no key for"
+            )

@@ -1,0 +1,495 @@
+"""Tokenizers: recognising, converting and rebuilding them, with vocabularies made on the spot."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Callable, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, processors, trainers
+from tokenizers.normalizers import NFC, NFD, NFKC, Lowercase, Strip
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Punctuation, Sequence, Split
+
+from keelback.convert.tokenizer import read_tokenizer
+from keelback.engine import tokenizer as engine_tokenizer
+from keelback.engine.tokenizer import Tokenizer
+from keelback.kernels.errors import InvalidFile, InvalidInput, KeelbackError, UnsupportedModel
+from keelback.kernels.formats import pretokenizers, spm
+from keelback.kernels.formats.gguf import GGUF
+
+HERE = Path("model.gguf")
+PACKAGE = Path(engine_tokenizer.__file__).parents[1]
+CORPUS = [
+    "The state of a recurrent model is all it remembers, and it's never more than that.",
+    "They'll say WE'VE 12 12345 snakes; don't you? Yes!!\n\nNo...\r\n\tdef f(x): return x**2",
+    "naïve café e\u0301 日本語 中文 한국어 Привет 😀 👩‍👩‍👧  spaces   and\u00a0more \0 \x1b",
+    "<think> [INST] </s> <|end|> keelback Keelback KEELBACK camelCase HTTPServer a/b//c ▁ ½ ²",
+]
+LINES = [
+    *CORPUS,
+    *"".join(CORPUS).split(" "),
+    "",
+    " ",
+    "  x",
+    "\n",
+    "x ",
+    *pretokenizers.probes()[:40],
+]
+
+
+def regex(pattern: str) -> Sequence:
+    """The usual spelling: a pattern, then bytes."""
+    return Sequence([Split(Regex(pattern), "isolated"), ByteLevel(False, use_regex=False)])
+
+
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN35 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT2, DIGITS = ByteLevel(add_prefix_space=False), Digits(individual_digits=True)
+# As checkpoints spell them: the normaliser, the pre-tokenizer, ignore_merges.
+SPELLINGS: dict[str, tuple[Any, Any, bool]] = {
+    "gpt-2": (None, GPT2, False),
+    "olmo": (NFC(), GPT2, False),
+    "qwen2": (NFC(), regex(CL100K % ""), False),
+    "qwen35": (NFC(), regex(QWEN35), False),
+    "llama-bpe": (None, regex(CL100K % "{1,3}"), True),
+    "dbrx": (None, regex(CL100K % "{1,3}"), False),
+    "starcoder": (None, Sequence([DIGITS, GPT2]), False),
+    "command-r": (NFC(), Sequence([DIGITS, GPT2]), False),
+    "falcon": (
+        None,
+        Sequence([Punctuation("contiguous"), GPT2, Split(Regex("[0-9][0-9][0-9]"), "isolated")]),
+        False,
+    ),
+    "tekken": (None, regex(TEKKEN), True),
+}
+
+
+def make(name: str = "olmo", unknown: str | None = None) -> tokenizers.Tokenizer:
+    """A byte-level BPE of 402 tokens, split as `name` is in checkpoints; 0 and 1 are special."""
+    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=unknown))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, ignore_merges = SPELLINGS[name]
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [AddedToken("<|begin|>", normalized=False), AddedToken("<|end|>", normalized=False)]
+    settings = {"vocab_size": 400, "special_tokens": special, "show_progress": False}
+    trainer = trainers.BpeTrainer(initial_alphabet=ByteLevel.alphabet(), **settings)
+    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    tokenizer.model.ignore_merges = ignore_merges
+    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("   ")])
+    return tokenizer
+
+
+def save(folder: Path, original: tokenizers.Tokenizer | None = None, /, **files: Any) -> Path:
+    """A checkpoint folder: tokenizer.json and `name=content` for other JSON files."""
+    if original is not None:
+        original.save(str(folder / "tokenizer.json"))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), "utf-8")
+    return folder
+
+
+def frame(tokenizer: tokenizers.Tokenizer, single: str) -> None:
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<|begin|>", 0), ("<|end|>", 1)]
+    )
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_model() -> bytes:
+    """A trained SentencePiece BPE with byte fallback, 380 pieces."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line.replace("\0", "") for line in CORPUS * 3), model_writer=out,
+        model_type="bpe", vocab_size=380, byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, control_symbols=["[INST]"], character_coverage=0.98,
+        user_defined_symbols=["<think>"], minloglevel=2,
+    )  # fmt: skip
+    return out.getvalue()
+
+
+# Pre-tokenizers
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_recognises_every_spelling(name: str) -> None:
+    assert pretokenizers.recognise(make(name)) == name
+
+
+def test_behaviours_are_told_apart() -> None:
+    behaviours = {
+        name: list(pretokenizers._pieces(*pretokenizers.build(row)))
+        for name, row in pretokenizers.TABLE.items()
+    }
+    for a, b in combinations(behaviours, 2):
+        alike = {a, b} == {"llama-bpe", "dbrx"}  # these differ in ignore_merges
+        assert (behaviours[a] == behaviours[b]) == alike, (a, b)
+    assert set(pretokenizers.ALIASES.values()) <= set(pretokenizers.TABLE)
+    assert (
+        pretokenizers.find("mpt") is pretokenizers.find("gpt-neox") is pretokenizers.TABLE["olmo"]
+    )
+    assert pretokenizers.find("klingon") is None
+
+
+LLAMA3 = CL100K % "{1,3}"
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "pre_tokenizer"),
+    [
+        (NFKC(), GPT2), (NFD(), GPT2), (Lowercase(), GPT2), (Strip(), GPT2),
+        (None, ByteLevel(add_prefix_space=True)), (None, ByteLevel(False, use_regex=False)),
+        (None, regex(CL100K % "")), (NFC(), regex(LLAMA3)), (None, regex(CL100K % "{1,2}")),
+        (None, regex(LLAMA3.replace("(?i:", "(?:"))), (None, regex(LLAMA3.replace("[\\r\\n]*", ""))),
+        (None, regex(TEKKEN.replace("[\\r\\n/]", "[\\r\\n]"))),
+        (None, regex(TEKKEN.replace(r"\p{M}", ""))), (None, Sequence([GPT2, DIGITS])),
+    ],
+)  # fmt: skip
+def test_an_unknown_splitting_is_refused(normalizer: Any, pre_tokenizer: Any) -> None:
+    tokenizer = make()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    with pytest.raises(UnsupportedModel, match="none of the pre-tokenizers"):
+        pretokenizers.recognise(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"dropout": 0.1}, {"fuse_unk": True}, {"byte_fallback": True},
+        {"continuing_subword_prefix": "##"}, {"end_of_word_suffix": "</w>"}, {"unk_token": "a"},
+    ],
+)  # fmt: skip
+def test_options_without_a_key_are_refused(option: dict[str, Any]) -> None:
+    tokenizer = tokenizers.Tokenizer(models.BPE({"a": 0}, [], **option))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    with pytest.raises(UnsupportedModel, match=next(iter(option))):
+        pretokenizers.recognise(tokenizer)
+
+
+def test_ignore_merges_must_agree() -> None:
+    tokenizer = make("qwen2")
+    tokenizer.model.ignore_merges = True
+    with pytest.raises(UnsupportedModel, match="ignore_merges = True"):
+        pretokenizers.recognise(tokenizer)
+    assert pretokenizers.recognise(make(unknown="<|end|>")) == "olmo"  # never reached: allowed
+
+
+# SentencePiece's file
+
+
+def test_model_file_round_trip(sentencepiece_model: bytes) -> None:
+    model = spm.parse(sentencepiece_model, HERE)
+    again = spm.serialise(model)
+    assert spm.parse(again, HERE) == model
+    ours, theirs = (
+        sentencepiece.SentencePieceProcessor(model_proto=data)
+        for data in (again, sentencepiece_model)
+    )
+    assert [ours.encode(line) for line in LINES] == [theirs.encode(line) for line in LINES]
+    assert model.pieces[3] == spm.Piece("[INST]", 0.0, spm.TokenType.CONTROL)
+    assert (model.pad_id, model.byte_fallback, model.model_type) == (-1, True, spm.BPE)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"", "no pieces"), (b"\x0a\x7f", "inside a field"), (b"\x0a", "inside a number"),
+        (b"\xff" * 11, "too long"), (b"\x0b", "wire type 3"), (b"\x08\x01", "int where bytes"),
+        (b"\x0a\x02\x08\x01", "int where bytes"), (b"\x0a\x03\x0a\x01\xff", "utf-8"),
+        (b"\x0a\x05\x0a\x01a\x18\x09", "9 is not a valid"), (b"\x0a\x02\x18\x01", "piece ''"),
+        (b"\x0a\x08\x0a\x01a\x15\x00\x00\xc0\x7f", "score nan"), (b"\x12\x03\x1a\x01a", "bytes where"),
+    ],
+)  # fmt: skip
+def test_damaged_model_files(data: bytes, what: str) -> None:
+    with pytest.raises(InvalidFile, match=f"model.gguf.*{what}"):
+        spm.parse(data, HERE)
+
+
+def test_mutated_model_files_never_surprise(sentencepiece_model: bytes) -> None:
+    draw = random.Random(1)
+    for _ in range(400):
+        data = bytearray(sentencepiece_model[: draw.randrange(len(sentencepiece_model))])
+        for _ in range(draw.randrange(3)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        try:
+            spm.parse(bytes(data), HERE)
+        except InvalidFile:
+            continue
+
+
+# From a checkpoint to a tokenizer: what is rebuilt does what the original did
+
+
+def rebuild(folder: Path, vocab_size: int = 410) -> Tokenizer:
+    return Tokenizer.from_metadata(read_tokenizer(folder, vocab_size), folder / "model.gguf")
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_byte_level_is_rebuilt(name: str, tmp_path: Path) -> None:
+    original = make(name)
+    ours = rebuild(save(tmp_path, original))
+    for line in LINES:
+        ids = original.encode(line).ids
+        assert ours.encode(line, add_special=False) == ids
+        assert ours.decode(ids) == original.decode(ids)
+        assert ours.decode(ids, skip_special=False) == original.decode(
+            ids, skip_special_tokens=False
+        )
+    original.encode_special_tokens = True
+    assert [ours.encode(line, parse_special=False) for line in LINES] == [
+        original.encode(line).ids for line in LINES
+    ]
+
+
+def test_byte_level_pairs(tmp_path: Path) -> None:
+    original = make("qwen35")
+    frame(original, "<|begin|> $A <|end|>")
+    config = {"bos_token": {"content": "<|begin|>"}, "pad_token": "<|end|>", "chat_template": "old"}
+    generation = {"eos_token_id": [1, 5], "bos_token_id": 7}
+    save(tmp_path, original, tokenizer_config=config, generation_config=generation)
+    (tmp_path / "chat_template.jinja").write_text("new")
+    pairs = read_tokenizer(tmp_path, 410)
+    assert pairs["tokenizer.ggml.pre"] == "qwen35"
+    assert pairs["tokenizer.chat_template"] == "new"
+    tokens, types = pairs["tokenizer.ggml.tokens"], pairs["tokenizer.ggml.token_type"]
+    assert tokens[0] == "<|begin|>" and tokens[400:403] == ["<think>", "   ", "[PAD402]"]
+    assert types[:3] == [3, 3, 1] and types[400:] == [4, 4] + [5] * 8
+    named = {key: value for key, value in pairs.items() if key.endswith("_token_id")}
+    assert named == {
+        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.padding_token_id": 1, "tokenizer.ggml.eot_token_id": 5,
+    }  # fmt: skip
+    ours = Tokenizer.from_metadata(pairs, HERE)
+    assert (ours.bos_id, ours.eos_id, ours.eog_ids, ours.add_bos) == (0, 1, {1, 5}, True)
+    assert (
+        ours.encode("a") == original.encode("a").ids == [0, *ours.encode("a", add_special=False), 1]
+    )
+    assert ours.chat_template == "new"
+
+
+def test_named_chat_templates(tmp_path: Path) -> None:
+    named = [{"name": "default", "template": "a"}, {"name": "tool use!", "template": "b"}]
+    pairs = read_tokenizer(save(tmp_path, make(), tokenizer_config={"chat_template": named}), 410)
+    assert {key: value for key, value in pairs.items() if "chat" in key} == {
+        "tokenizer.chat_template": "a",
+        "tokenizer.chat_templates": ["tooluse"],
+        "tokenizer.chat_template.tooluse": "b",
+    }
+
+
+def test_merges_as_strings_and_as_pairs(tmp_path: Path) -> None:
+    folder = save(tmp_path, make())
+    document = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    pairs = document["model"]["merges"]
+    strings = [" ".join(pair) for pair in pairs]
+    assert isinstance(pairs[0], list)
+    assert read_tokenizer(folder, 402)["tokenizer.ggml.merges"] == strings
+    document["model"]["merges"] = strings
+    assert read_tokenizer(save(folder, tokenizer=document), 402)["tokenizer.ggml.merges"] == strings
+    document["model"]["vocab"] |= {"q ": 402, " ": 403}
+    document["model"]["merges"] = [["q", " "]]
+    with pytest.raises(UnsupportedModel, match="makes no known token"):
+        read_tokenizer(save(folder, tokenizer=document), 404)
+
+
+def test_sentencepiece_is_rebuilt(tmp_path: Path, sentencepiece_model: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model)
+    save(
+        tmp_path, tokenizer_config={"tokenizer_class": "LlamaTokenizer"}, config={"bos_token_id": 1}
+    )
+    original = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model)
+    ours = rebuild(tmp_path)
+    plain = [line for line in LINES if "<think>" not in line]
+    for line in plain:
+        ids = original.encode(line)
+        assert ours.encode(line, add_special=False, parse_special=False) == ids
+        assert ours.decode(ids) == original.decode(ids)
+    assert (ours.bos_id, ours.eos_id, ours.eog_ids, ours.add_bos) == (1, 2, {2}, True)
+    assert ours.piece(original.piece_to_id("<0x0A>")) == b"\n"
+    assert ours.decode([1, *ours.encode("x", add_special=False), 2, 405]) == "x"
+    # Special tokens are cut out, and only a text's very start gets a space in front.
+    bare = spm.parse(sentencepiece_model, HERE)
+    bare.add_dummy_prefix = False
+    rest = sentencepiece.SentencePieceProcessor(model_proto=spm.serialise(bare)).encode
+    think, inst = original.piece_to_id("<think>"), original.piece_to_id("[INST]")
+    assert ours.encode("a[INST] b<think>c") == [
+        1, *original.encode("a"), inst, *rest(" b"), think, *rest("c")
+    ]  # fmt: skip
+    assert ours.encode("[INST]a") == [1, inst, *rest("a")]
+
+
+@pytest.mark.parametrize("setting", ["unigram", "charsmap", "suffix", "escape", "denormalizer"])
+def test_other_sentencepiece_models_are_refused(
+    setting: str, tmp_path: Path, sentencepiece_model: bytes
+) -> None:
+    model = spm.parse(sentencepiece_model, HERE)
+    if setting == "unigram":
+        model.model_type = spm.UNIGRAM
+    model.precompiled_charsmap = b"x" * (setting == "charsmap")
+    model.denormalizer_charsmap = b"x" * (setting == "denormalizer")
+    model.treat_whitespace_as_suffix = setting == "suffix"
+    model.escape_whitespaces = setting != "escape"
+    (tmp_path / "tokenizer.model").write_bytes(spm.serialise(model))
+    with pytest.raises(UnsupportedModel, match="cannot be converted"):
+        read_tokenizer(tmp_path, 410)
+
+
+def rstrip(tokenizer: tokenizers.Tokenizer) -> None:
+    tokenizer.add_tokens([AddedToken("<x>", rstrip=True, normalized=False)])
+
+
+REFUSED: dict[str, tuple[Callable[[Any], Any], dict[str, Any], str]] = {
+    "twice BOS": (lambda t: frame(t, "<|begin|> <|begin|> $A"), {}, "in front of a text"),
+    "another BOS": (
+        lambda t: frame(t, "<|end|> $A"),
+        {"bos_token": "<|begin|>"},
+        "in front of a text",
+    ),
+    "rstrip": (rstrip, {}, '"rstrip"'),
+    "normalised": (
+        lambda t: t.add_tokens([AddedToken("<x>", normalized=True)]),
+        {},
+        "normalisation",
+    ),
+    "misread": (
+        lambda t: t.add_tokens([AddedToken("Ġx", normalized=False)]),
+        {},
+        "written as ' x'",
+    ),
+    "decoder": (lambda t: setattr(t, "decoder", decoders.Fuse()), {}, "decoder other than"),
+    "too many": (lambda t: t.add_tokens([f"{i} x" for i in range(20)]), {}, "410 rows"),
+    "moved": (lambda t: None, {"added_tokens_decoder": {"9": {"content": "<x>"}}}, "does not"),
+    "far EOS": (lambda t: None, {}, "eos_token_id is 999"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_gguf_cannot_say_is_refused(case: str, tmp_path: Path) -> None:
+    spoil, config, what = REFUSED[case]
+    tokenizer = make()
+    spoil(tokenizer)
+    eos = {"eos_token_id": 999} if case == "far EOS" else {}
+    with pytest.raises(KeelbackError, match=what):
+        read_tokenizer(save(tmp_path, tokenizer, tokenizer_config=config, config=eos), 410)
+
+
+def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
+    assert read_tokenizer(tmp_path, 10) == {"tokenizer.ggml.model": "none"}
+    ours = Tokenizer.from_metadata({"tokenizer.ggml.model": "none"}, HERE)
+    for call in (lambda: ours.encode("x"), lambda: ours.decode([1]), lambda: ours.piece(1)):
+        with pytest.raises(InvalidInput, match=r"model\.gguf holds no tokenizer"):
+            call()
+    for name, content in {"tokenizer_config.json": "[]", "tokenizer.json": "{"}.items():
+        (tmp_path / name).write_text(content)
+        with pytest.raises(InvalidFile, match=name):
+            read_tokenizer(tmp_path, 10)
+        (tmp_path / name).unlink()
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(UnsupportedModel, match=r"vocab\.json"):
+        read_tokenizer(tmp_path, 10)
+
+
+# Metadata of other converters, and of nobody
+
+
+def metadata(**changes: Any) -> dict[str, Any]:
+    """A vocabulary of four letters, one merge and two special tokens."""
+    pairs = {
+        "model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "ab", "<s>", "<|im_end|>", "é"],
+        "token_type": np.array([1, 1, 1, 3, 3, 4], np.int32), "merges": ["a b"], **changes,
+    }  # fmt: skip
+    return {f"tokenizer.ggml.{key}": value for key, value in pairs.items() if value is not None}
+
+
+def test_small_metadata() -> None:
+    ours = Tokenizer.from_metadata(metadata(bos_token_id=3), HERE)
+    assert ours.encode("abb<s>éa") == [2, 1, 3, 5, 0]
+    assert ours.decode([2, 3, 5]) == "abé" and ours.decode([2, 3], skip_special=False) == "ab<s>"
+    assert (ours.bos_id, ours.eos_id, ours.eog_ids, ours.vocab_size) == (3, None, {4}, 6)
+    assert not ours.add_bos and ours.chat_template is None
+    with pytest.raises(InvalidInput, match="surrogate"):
+        ours.encode("\ud800")
+    for token in (-1, 6):
+        with pytest.raises(InvalidInput, match="0 to 5"):
+            ours.piece(token)
+    with pytest.warns(UserWarning, match="does not name its pre-tokenizer"):
+        assert Tokenizer.from_metadata(metadata(pre=None), HERE).encode("ab") == [2]
+
+
+def test_ordinary_pieces_are_no_ends() -> None:
+    tokens = [chr(ord("a") + i) for i in range(11)] + [",", "</s>", "<|endoftext|>"]
+    types = np.array([1] * 13 + [4], np.int32)
+    ours = Tokenizer.from_metadata(metadata(tokens=tokens, token_type=types, merges=[]), HERE)
+    assert (ours.bos_id, ours.eos_id, ours.eog_ids) == (None, None, {13})
+    assert ours.decode([12, 13]) == "</s>"  # the end is a control token now
+    types[11] = 3
+    assert (
+        Tokenizer.from_metadata(metadata(tokens=tokens, token_type=types, merges=[]), HERE).eos_id
+        == 11
+    )
+
+
+HOSTILE: dict[str, Mapping[str, Any]] = {
+    "model": {"model": 3}, "tokens": {"tokens": []}, "tokens twice": {"tokens": ["a"] * 6},
+    "tokens of numbers": {"tokens": np.arange(6)}, "no tokens": {"tokens": None},
+    "token_type": {"token_type": np.array([1, 2])}, "token_type 9": {"token_type": np.full(6, 9)},
+    "merges unknown": {"merges": ["b a"]}, "merges single": {"merges": ["ab"]}, "no merges": {"merges": None},
+    "merges triple": {"merges": ["a b b"]}, "bos_token_id": {"bos_token_id": 6},
+    "eos_token_id": {"eos_token_id": "x"}, "eot_token_id": {"eot_token_id": -1},
+    "add_bos_token": {"add_bos_token": True}, "add_eos_token": {"add_eos_token": 1},
+}  # fmt: skip
+SPM_HOSTILE: dict[str, Mapping[str, Any]] = {
+    "scores": {"scores": np.zeros(3)}, "scores nan": {"scores": np.full(6, np.nan)},
+    "no scores": {"scores": None}, "no token_type": {"token_type": None},
+    "token_type bytes": {"token_type": np.array([2, 6, 1, 3, 3, 4])},
+    "unknown_token_id": {"unknown_token_id": 99},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", [*HOSTILE, *SPM_HOSTILE])
+def test_hostile_metadata(case: str) -> None:
+    changes = HOSTILE.get(case) or {"model": "llama", "scores": np.zeros(6), **SPM_HOSTILE[case]}
+    key = next(word for word in case.split() if word not in ("no", "of"))
+    with pytest.raises(InvalidFile, match=rf"model\.gguf: tokenizer\.ggml\.{key}"):
+        Tokenizer.from_metadata(metadata(**changes), HERE)
+
+
+@pytest.mark.parametrize("key", ["model", "pre"])
+def test_unknown_names_are_refused(key: str) -> None:
+    with pytest.raises(
+        UnsupportedModel, match=rf"model\.gguf: tokenizer\.ggml\.{key} is 'klingon'"
+    ):
+        Tokenizer.from_metadata(metadata(**{key: "klingon"}), HERE)
+
+
+# The vocabularies in the repository
+
+
+@pytest.mark.parametrize("file", ["models/demo.gguf", "tests/data/mamba-tiny-lit-q8_0.gguf"])
+def test_sample_of_the_files_in_the_repository(file: str) -> None:
+    """Ids that `sentencepiece` and `tokenizers` gave with the checkpoints' own files."""
+    path = PACKAGE / file
+    if not path.exists():
+        pytest.skip(f"{file} is not there yet")
+    ours = Tokenizer.from_metadata(GGUF(path).metadata, path)
+    sample = json.loads((PACKAGE / "tests/data/tokenizer_sample.json").read_text("utf-8"))
+    for line, ids in zip(sample["lines"], sample[file], strict=True):
+        assert ours.encode(line, parse_special=False) == ids
+        assert ours.decode(ids) == line
