@@ -9,42 +9,33 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
 
 import numpy as np
 
 Task = Callable[[int], None]
 
 
-class Worker:
-    """A thread that runs one task at a time."""
-
-    def __init__(self, number: int, finished: Callable[[], None]) -> None:
-        self._task: Task | None = None
-        self._wake = threading.Semaphore(0)
-        self._number, self._finished = number, finished
-        threading.Thread(target=self._run, name=f"keelback-{number}", daemon=True).start()
-
-    def start(self, task: Task) -> None:
-        """Hand over a task; the worker must be idle."""
-        self._task = task
-        self._wake.release()
-
-    def _run(self) -> None:
-        while True:
-            self._wake.acquire()
-            assert self._task is not None
-            self._task(self._number)
-            self._task = None
-            self._finished()
-
-
 class Pool:
     """Workers shared by all models of the process; calls are served one after another."""
 
     def __init__(self) -> None:
-        self._workers: list[Worker] = []
-        self._done = threading.Semaphore(0)
+        self._inboxes: list[SimpleQueue[Task]] = []
+        self._done: SimpleQueue[None] = SimpleQueue()
         self._turn = threading.Lock()
+
+    def _hire(self) -> None:
+        """Start a thread that runs the tasks of its inbox, for the process's life."""
+        inbox: SimpleQueue[Task] = SimpleQueue()
+        number = len(self._inboxes)
+        self._inboxes.append(inbox)
+
+        def work() -> None:
+            while True:
+                inbox.get()(number)
+                self._done.put(None)
+
+        threading.Thread(target=work, name=f"keelback-{number}", daemon=True).start()
 
     def run(self, task: Task, threads: int, cancel: np.ndarray | None = None) -> bool:
         """Call task(0) to task(threads - 1) in parallel; True when all of them came to their end.
@@ -53,14 +44,14 @@ class Pool:
         have stopped; KeyboardInterrupt is raised only after the task has ended, in any case.
         """
         with self._turn:
-            while len(self._workers) < threads:
-                self._workers.append(Worker(len(self._workers), self._done.release))
-            for worker in self._workers[:threads]:
-                worker.start(task)
+            while len(self._inboxes) < threads:
+                self._hire()
+            for inbox in self._inboxes[:threads]:
+                inbox.put(task)
             interrupted, left = False, threads
             while left:
                 try:
-                    self._done.acquire()
+                    self._done.get()
                     left -= 1
                 except KeyboardInterrupt:
                     interrupted = True

@@ -1,0 +1,54 @@
+"""Fixtures that several files share.
+
+Compiled kernels are kept where the user's environment says (KEELBACK_CACHE), so that only the first
+run of the tests compiles them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+import tiny
+
+from keelback.convert import convert
+from keelback.engine.model import Model
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with trained checkpoints and corpora; without one the test is skipped."""
+    folder = os.environ.get("KEELBACK_SHARED")
+    if not folder:
+        pytest.skip("KEELBACK_SHARED names no folder with trained checkpoints")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """(variant, type) -> a tiny random checkpoint converted to GGUF, once a session."""
+    folder = tmp_path_factory.mktemp("tiny")
+
+    @cache
+    def checkpoint(name: str) -> Path:
+        return tiny.write_checkpoint(name, folder / name)
+
+    @cache
+    def file(name: str, outtype: str = "f32") -> Path:
+        return convert(checkpoint(name), folder / f"{name}-{outtype}.gguf", outtype)
+
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_file: Callable[[str, str], Path]) -> Callable[[str, str, str], Model]:
+    """(variant, type, backend) -> a loaded model, shared by the tests: they put its threads back."""
+
+    @cache
+    def model(name: str, outtype: str = "f32", backend: str = "cpu") -> Model:
+        return Model(tiny_file(name, outtype), backend=backend, notice=lambda text: None)
+
+    return model

@@ -1,0 +1,157 @@
+"""A backend without a file: weights from arrays, states from arrays, rows from a table.
+
+A graph under test gets its input rows from an F32 embedding that holds them, so that they arrive as
+column views of a wider buffer, exactly as the ops of a model see theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from keelback.engine.backend import MAX_ROWS, Batch
+from keelback.engine.cpu import CpuBackend
+from keelback.engine.reference import NumpyBackend
+from keelback.engine.state import Layout, State
+from keelback.engine.weights import WeightStore
+from keelback.kernels.formats import blocks
+from keelback.kernels.formats.gguf import TensorInfo
+from keelback.kernels.op import Op, Weight
+from keelback.models.graph import Graph
+
+#: Floats between the columns that two operands use, so that no row is as wide as its buffer.
+GAP = 3
+
+
+class Tensors:
+    """What a WeightStore needs of a file, in memory."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, TensorInfo] = {}
+        self._data: dict[str, np.ndarray] = {}
+
+    def add(self, name: str, values: np.ndarray, block: blocks.BlockFormat = blocks.F32) -> Weight:
+        """Keep values, encoded as `block`; returns what a graph knows of them."""
+        data = np.ascontiguousarray(blocks.quantize(values, block)).view(np.uint8).reshape(-1)
+        self._data[name] = data
+        self.tensors[name] = TensorInfo(name, values.shape, block, 0, data.size)
+        return Weight(name, values.shape, block)
+
+    def data(self, info: TensorInfo) -> np.ndarray:
+        return self._data[info.name]
+
+
+def no_notice(text: str) -> None:
+    """Backends tell the user about compilation; tests do not."""
+
+
+@dataclass
+class Played:
+    """What a forward left behind: logits (R, vocabulary) and each sequence's block."""
+
+    rows: np.ndarray
+    blocks: list[np.ndarray]
+
+    def same_bits(self, other: Played) -> bool:
+        pairs = [(self.rows, other.rows), *zip(self.blocks, other.blocks, strict=True)]
+        return all(np.array_equal(a.view(np.uint32), b.view(np.uint32)) for a, b in pairs)
+
+
+class Machine:
+    """A finished graph on one backend; runs batches and advances states as `Model` does."""
+
+    def __init__(self, graph: Graph, tensors: Tensors, backend: str = "cpu") -> None:
+        store = WeightStore(tensors, no_notice)
+        self.layout = Layout.of(graph)
+        self.backend: Any = (
+            NumpyBackend(graph, store) if backend == "numpy" else CpuBackend(graph, store, 1, no_notice)
+        )
+
+    def fresh(self) -> State:
+        return State.fresh(self.layout, "harness")
+
+    def forward(
+        self, ids: Sequence[Sequence[int]], states: Sequence[State], outputs: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Advance the states; logits of `outputs`, of all rows without."""
+        lengths = [len(part) for part in ids]
+        total = sum(lengths)
+        assert total <= MAX_ROWS
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        outputs = np.arange(total) if outputs is None else np.asarray(outputs)
+        for state, length in zip(states, lengths, strict=True):
+            state.reserve(length)
+        batch = Batch(np.concatenate(ids).astype(np.int64), offsets, states, outputs.astype(np.int64))
+        rows = self.backend.forward(batch, False)
+        for state, part in zip(states, ids, strict=True):
+            state.advance([int(token) for token in part])
+        return rows
+
+
+@dataclass
+class Case:
+    """One op on one set of shapes.
+
+    rows     operand slot -> (T, width) float32
+    weights  operand slot -> values, or (values, type)
+    states   operand slot -> (sequences, *shape) float32: what each sequence starts with
+    lengths  rows of each sequence
+    """
+
+    op: Op
+    rows: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: dict[str, Any] = field(default_factory=dict)
+    states: dict[str, np.ndarray] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    lengths: tuple[int, ...] = (1,)
+    outputs: np.ndarray | None = None
+    ids: np.ndarray | None = None
+
+    def build(self) -> tuple[Graph, Tensors]:
+        """The graph of the op alone, behind the embedding that feeds it."""
+        graph, tensors = Graph(), Tensors()
+        total = sum(self.lengths)
+        bound: dict[str, Any] = {}
+        if self.rows:
+            gap = np.full((total, GAP), np.nan, np.float32)
+            parts = [part for values in self.rows.values() for part in (gap, values)]
+            table = np.concatenate([*parts, gap], axis=1)
+            widths = [part.shape[1] for part in [*parts, gap]]
+            wide = graph.embedding(tensors.add("rows", table), width=table.shape[1])
+            bound.update(zip(self.rows, graph.split(wide, *widths)[1::2], strict=True))
+        for slot, given in self.weights.items():
+            values, block = given if isinstance(given, tuple) else (given, blocks.F32)
+            bound[slot] = tensors.add(slot, values, block)
+        for slot, values in self.states.items():
+            bound[slot] = graph.state(slot, *values.shape[1:])
+        named = [slot for slot, operand in self.op.operands.items() if operand.kind.value not in ("ids", "outputs")]
+        graph.finish(graph.apply(self.op, *(bound.get(slot) for slot in named), **self.attributes))
+        return graph, tensors
+
+    def play(self, machine: Machine, threads: int = 1, delay: int = 0) -> Played:
+        """One forward over all sequences, from the states the case begins with."""
+        machine.backend.threads, machine.backend.delay_seed = threads, delay
+        sequences = [machine.fresh() for _ in self.lengths]
+        for i, state in enumerate(sequences):
+            for slot, values in self.states.items():
+                state.tensors()[slot][:] = values[i]
+        ids = np.arange(sum(self.lengths)) if self.ids is None else self.ids
+        parts = np.split(ids, np.cumsum(self.lengths)[:-1])
+        rows = machine.forward(parts, sequences, self.outputs)
+        return Played(rows, [state.block for state in sequences])
+
+
+def error_ratio(got: np.ndarray, want: np.ndarray) -> float:
+    """The largest L2 error of a row over the mean L2 norm of the wanted rows; NaN is infinite."""
+    assert got.shape == want.shape, (got.shape, want.shape)
+    if not np.isfinite(got).all():
+        return float("inf")
+    got, want = (part.reshape(len(part), -1).astype(np.float64) for part in (got, want))
+    if not want.size:
+        return 0.0
+    norm = np.sqrt(np.square(want).sum(axis=1).mean())
+    error = np.sqrt(np.square(got - want).sum(axis=1).max())
+    return float(error / norm) if norm else float(error)

@@ -1,0 +1,178 @@
+"""Snapshots: a generation that is saved, ended and taken up elsewhere goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import keelback
+from keelback.engine import snapshot as snapshots
+
+PROMPT = "To be, or not to be"
+AFTER = 100
+
+# One process's part of a generation: go on from a snapshot or start, write `count` tokens, save.
+SCRIPT = """
+import json, sys
+import keelback
+
+job = json.loads(sys.argv[1])
+model = keelback.load("demo", threads=job["threads"])
+if job["load"]:
+    session = keelback.Session.resume(model, keelback.Snapshot.load(job["load"], model))
+else:
+    settings = {**job["settings"], "logit_bias": {int(k): v for k, v in job["bias"].items()}}
+    session = keelback.Session(model, stop=job["stop"], **settings)
+    session.feed(job["prompt"])
+pieces, states = [], []
+for _ in range(job["count"]):
+    pieces.append("".join(session.generate(1)))
+    states.append([session.stream.held, session.stream.undecoded.hex(), session.pending])
+if job["save"]:
+    session.snapshot().save(job["save"])
+print(json.dumps({"pieces": pieces, "states": states, "block": session.state.block.tobytes().hex()}))
+"""
+
+
+def process(**job) -> dict:
+    text = json.dumps(job)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, text], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_a_killed_generation_continues_identically_in_a_new_process(tmp_path: Path, demo: keelback.Model):
+    def byte_id(value: int) -> int:
+        return demo.tokenizer.encode(bytes([value]).decode("latin-1"), add_special=False)[-1] if value < 128 else (
+            next(i for i in range(demo.vocabulary) if demo.tokenizer.piece(i) == bytes([value]))
+        )
+
+    start = {
+        "prompt": PROMPT,
+        "stop": ["é" * 40, "never"],
+        "settings": {
+            "temperature": 0.9, "repeat_penalty": 1.05, "presence_penalty": 0.1,
+            "frequency_penalty": 0.05, "seed": 7,
+        },
+        "bias": {str(byte_id(0xC3)): 18.0, str(byte_id(0xA9)): 18.0},
+        "threads": 2,
+    }  # fmt: skip
+    whole = process(**start, load=None, save=None, count=60 + AFTER)
+    # A point where a stop string is half matched and a character half there.
+    cut = next(i for i, (held, undecoded, _) in enumerate(whole["states"][:60], 1) if held and undecoded)
+    saved = str(tmp_path / "half.safetensors")
+    first = process(**start, load=None, save=saved, count=cut)
+    rest = process(load=saved, save=None, count=60 + AFTER - cut, threads=1)
+    assert first["pieces"] + rest["pieces"] == whole["pieces"]
+    assert first["states"] + rest["states"] == whole["states"]
+    assert rest["block"] == whole["block"]
+    assert len(rest["pieces"]) >= AFTER
+
+
+def test_a_state_alone_is_saved_and_loaded(tmp_path: Path, demo: keelback.Model):
+    ids = demo.tokenizer.encode(PROMPT)
+    logits, state = demo.forward(ids)
+    state.save(tmp_path / "state.safetensors")
+    loaded = keelback.State.load(tmp_path / "state.safetensors", demo)
+    assert loaded.position == len(ids) and loaded.digest == state.digest
+    assert (loaded.block == state.block).all() and (loaded.logits == logits).all()
+    assert (demo.forward(ids, loaded)[0] == demo.forward(ids, state)[0]).all()
+
+
+def test_snapshots_know_their_parents(tmp_path: Path, demo: keelback.Model):
+    session = keelback.Session(demo, seed=1)
+    session.feed(PROMPT)
+    first = session.snapshot("the beginning").save(tmp_path / "first")
+    resumed = keelback.Session.resume(demo, keelback.Snapshot.load(tmp_path / "first", demo))
+    resumed.next_token()
+    second = resumed.snapshot().save(tmp_path / "second")
+    assert keelback.Snapshot.load(tmp_path / "second", demo).parent == first.id != second.id
+    assert keelback.Snapshot.load(tmp_path / "first", demo).note == "the beginning"
+
+
+def test_settings_given_on_resuming_win_over_the_saved_ones(tmp_path: Path, demo: keelback.Model):
+    session = keelback.Session(demo, temperature=0.9, seed=3)
+    session.feed(PROMPT)
+    session.snapshot().save(tmp_path / "s")
+    snapshot = keelback.Snapshot.load(tmp_path / "s", demo)
+    resumed = keelback.Session.resume(demo, snapshot, seed=4)
+    assert (resumed.sampling.seed, resumed.sampling.temperature) == (4, 0.9)
+
+
+@pytest.fixture
+def saved(tmp_path: Path, demo: keelback.Model) -> Path:
+    session = keelback.Session(demo, seed=1)
+    session.feed(PROMPT)
+    session.snapshot().save(tmp_path / "saved.safetensors")
+    return tmp_path / "saved.safetensors"
+
+
+def test_a_flipped_byte_is_found_wherever_it_lies(saved: Path, demo: keelback.Model):
+    content = saved.read_bytes()
+    for at in np.random.RandomState(0).choice(len(content), 60, replace=False):
+        broken = bytearray(content)
+        broken[at] ^= 0x10
+        saved.write_bytes(broken)
+        with pytest.raises(keelback.InvalidFile, match=r"saved\.safetensors"):
+            keelback.Snapshot.load(saved, demo)
+
+
+def test_a_truncated_snapshot_is_refused(saved: Path, demo: keelback.Model):
+    content = saved.read_bytes()
+    for length in (0, 4, 9, 100, len(content) // 2, len(content) - 1):
+        saved.write_bytes(content[:length])
+        with pytest.raises(keelback.InvalidFile):
+            keelback.Snapshot.load(saved, demo)
+
+
+def test_another_models_snapshot_is_refused(saved: Path, tiny_model):
+    with pytest.raises(keelback.InvalidFile, match="another model"):
+        keelback.Snapshot.load(saved, tiny_model("mamba-tied", "f32"))
+
+
+def test_an_older_format_is_refused(tmp_path: Path, demo: keelback.Model, monkeypatch: pytest.MonkeyPatch):
+    session = keelback.Session(demo)
+    session.feed(PROMPT)
+    monkeypatch.setattr(snapshots, "VERSION", 0)
+    session.snapshot().save(tmp_path / "old")
+    monkeypatch.undo()
+    with pytest.raises(keelback.InvalidFile, match="format '0'"):
+        keelback.Snapshot.load(tmp_path / "old", demo)
+
+
+def test_other_numerics_go_on_and_say_so(saved: Path, demo: keelback.Model):
+    said: list[str] = []
+    model = keelback.Model("demo", backend="numpy", notice=said.append)
+    session = keelback.Session.resume(model, keelback.Snapshot.load(saved, model))
+    session.next_token()
+    assert any("not bit for bit" in text for text in said)
+
+
+def test_a_snapshot_with_ids_out_of_range_is_refused(tmp_path: Path, demo: keelback.Model):
+    session = keelback.Session(demo)
+    session.feed(PROMPT)
+    snapshot = session.snapshot()
+    conversation = replace(snapshot.conversation, pending=demo.vocabulary)
+    replace(snapshot, conversation=conversation).save(tmp_path / "odd")
+    with pytest.raises(keelback.InvalidFile, match="out of range"):
+        keelback.Snapshot.load(tmp_path / "odd", demo)
+
+
+def test_a_failed_save_leaves_the_older_file(saved: Path, demo: keelback.Model, monkeypatch):
+    before = saved.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(snapshots.os, "replace", full)
+    session = keelback.Session(demo)
+    session.feed("Other")
+    with pytest.raises(keelback.InvalidInput, match="No space left"):
+        session.snapshot().save(saved)
+    assert saved.read_bytes() == before
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
