@@ -18,7 +18,7 @@ from .threads import pool
 from .weights import WeightStore
 
 MAX_THREADS = 256
-_WALK = ("walk", "walk")
+_WALK = ("walk", f"{table.__package__}.walk_cpu")
 
 
 class CpuBackend:

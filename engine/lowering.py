@@ -44,7 +44,7 @@ class Program:
     """A lowered graph.
 
     records      (ops, table.RECORD) int64; kernel addresses are still 0
-    kernels      (name, family) of each record's kernel
+    kernels      (name, module) of each record's kernel
     weights      what the bases from table.WEIGHTS up point to
     arena_bytes  size of the scratch memory that all buffers share
     vocabulary   width of the logits
@@ -81,7 +81,7 @@ class _Lowering:
             if _conflict(touched, pending):
                 record[table.WAIT], pending = 1, []
             pending += touched
-            kernels.append((self._kernel(node), node.op.family))
+            kernels.append((self._kernel(node), node.op.kernels))
         return Program(records, tuple(kernels), tuple(self.weights), self.arena_bytes, self.logits.width)
 
     def _kernel(self, node: Node) -> str:

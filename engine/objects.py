@@ -34,18 +34,19 @@ _engines: list[Any] = []
 
 
 def addresses(kernels: Iterable[tuple[str, str]], notice: Callable[[str], None]) -> dict[str, int]:
-    """Addresses of kernels given as (name, family), compiled where the folder lacks them.
+    """Addresses of kernels given as (name, module), compiled where the folder lacks them.
 
-    `notice` is told once when something has to be compiled.
+    `notice` is told once when something has to be compiled. The folder keeps only the kernels of
+    this package, whose sources it is named after; others are compiled once a process.
     """
     with _lock:
-        wanted = [(name, family) for name, family in dict.fromkeys(kernels) if name not in _loaded]
-        found = {name: _read(name) for name, _ in wanted}
-        missing = [(name, family) for name, family in wanted if found[name] is None]
+        wanted = [(name, module) for name, module in dict.fromkeys(kernels) if name not in _loaded]
+        found = {name: _read(name) if _kept(module) else None for name, module in wanted}
+        missing = [(name, module) for name, module in wanted if found[name] is None]
         if missing:
             notice(f"compiling {len(missing)} kernels for this processor (once, a few seconds)")
-        for name, family in missing:
-            found[name] = _compile(name, family)
+        for name, module in missing:
+            found[name] = _compile(name, module)
         for name, _ in wanted:
             _loaded[name] = _load(found[name] or b"")
         return dict(_loaded)
@@ -75,11 +76,18 @@ def _read(name: str) -> bytes | None:
     return code if hashlib.sha256(code).digest() == digest else None
 
 
-def _compile(name: str, family: str) -> bytes:
+def _kept(module: str) -> bool:
+    """Whether the folder keeps a module's kernels."""
+    return module.startswith(f"{_PACKAGE}.")
+
+
+def _compile(name: str, module: str) -> bytes:
     """Compile a kernel and keep it; a folder that cannot be written to costs the time again."""
     from ..kernels.jit import compile_kernel
 
-    code = compile_kernel(name, f"{_PACKAGE}.{family}_cpu")
+    code = compile_kernel(name, module)
+    if not _kept(module):
+        return code
     try:
         folder().mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder(), delete=False) as file:

@@ -9,7 +9,8 @@ from .jit import inline
 OPERANDS, FIELDS = table.OPERANDS, table.OPERAND_FIELDS
 ATTRIBUTES, ROWS, COUNTER = table.ATTRIBUTES, table.ROWS, table.COUNTER
 BASES, STATES, OFFSETS, SEQUENCES = table.BASES, table.STATES, table.OFFSETS, table.SEQUENCES
-COUNTERS = table.COUNTERS
+COUNTERS, POSITIONS = table.COUNTERS, table.POSITIONS
+PAGE_TABLES, PAGE_ROWS = table.PAGE_TABLES, table.PAGE_ROWS
 IDS_BASE, IDS_ADDRESS, OUTPUT_ADDRESS = table.IDS, table.IDS_ADDRESS, table.OUTPUT_ADDRESS
 
 
@@ -39,6 +40,14 @@ def indices(op, context, slot):
 def state(op, context, slot, sequence):
     """Address of an operand in the state block of a sequence."""
     return i64(i64(context)[STATES])[sequence] + i64(op)[OPERANDS + FIELDS * slot + 1]
+
+
+@inline
+def page(op, context, slot, sequence, token):
+    """Address of a cache operand's row of a token, counted from the sequence's first."""
+    pages, page_rows = i64(i64(i64(context)[PAGE_TABLES])[sequence]), i64(context)[PAGE_ROWS]
+    offset = i64(op)[OPERANDS + FIELDS * slot + 1]
+    return pages[token // page_rows] + offset + token % page_rows * stride(op, slot)
 
 
 @inline
@@ -81,6 +90,12 @@ def sequences(context):
 def first_row(context, sequence):
     """First row of a sequence; that of `sequence + 1` is its end."""
     return i64(i64(context)[OFFSETS])[sequence]
+
+
+@inline
+def position(context, sequence):
+    """Tokens that a sequence had read before this forward."""
+    return i64(i64(context)[POSITIONS])[sequence]
 
 
 @inline

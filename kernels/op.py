@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidFile
+from .errors import KeelbackError
 from .formats.blocks import BlockFormat
 
 
@@ -61,7 +61,7 @@ class Weight:
         return math.prod(self.shape)
 
 
-class ShapeError(InvalidFile):
+class ShapeError(KeelbackError):
     """A tensor does not have the shape that the model's hyperparameters ask for."""
 
 
@@ -101,6 +101,11 @@ class Op:
         """Attributes that the definition does not insist on."""
         parameters = inspect.signature(self.define).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+    @property
+    def kernels(self) -> str:
+        """The module that holds the op's compiled kernels: the sibling of the one that defines it."""
+        return f"{self.define.__module__}_cpu"
 
     @property
     def stateful(self) -> bool:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..kernels.errors import UnsupportedModel
+from ..kernels.errors import InvalidFile, UnsupportedModel
 from ..kernels.formats.gguf import TensorInfo
+from ..kernels.op import ShapeError
 from .graph import Graph, Namespace
 from .hyperparameters import Hyperparameters
 
@@ -36,12 +37,14 @@ def build(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: 
         raise UnsupportedModel(f"{path}: the architecture {name!r} is not known; keelback runs {known}")
     graph = Graph()
     hyperparameters = Hyperparameters(metadata, path, name)
-    logits = module.build(graph, hyperparameters, Namespace(tensors, path))
-    graph.finish(logits)
+    try:
+        graph.finish(module.build(graph, hyperparameters, Namespace(tensors, path)))
+    except ShapeError as error:
+        raise InvalidFile(f"{path}: {error}") from None
     return graph
 
 
 def _modules() -> list[Any]:
-    infrastructure = {"__init__", "graph", "hyperparameters"}
-    names = sorted(file.stem for file in Path(__file__).parent.glob("*.py"))
-    return [importlib.import_module(f".{name}", __package__) for name in names if name not in infrastructure]
+    names = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
+    modules = [importlib.import_module(f".{name}", __package__) for name in names]
+    return [module for module in modules if hasattr(module, "ARCHITECTURE")]

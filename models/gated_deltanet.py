@@ -10,6 +10,7 @@ from typing import Any
 from ..kernels.norm import NORM_FIRST
 from ..kernels.recurrence import TILED
 from .graph import Graph, Value
+from .head import logits
 from .hyperparameters import Hyperparameters
 
 ARCHITECTURE = "gated-deltanet"
@@ -30,10 +31,7 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
         x = g.rms_norm(h, blk.ffn_norm, eps=eps)
         gate, up = g.linear(x, blk.ffn_gate, width=d_ff), g.linear(x, blk.ffn_up, width=d_ff)
         h = g.add(h, g.linear(g.swiglu(gate, up), blk.ffn_down, width=d_model))
-
-    output = w.get("output.weight") or w.token_embd.weight
-    h = g.rms_norm(g.select(h), w.output_norm, eps=eps)
-    return g.linear(h, output, width=output.shape[0])
+    return logits(g, h, w, eps)
 
 
 def _mixer(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value) -> Value:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .graph import Graph, Value
+from .head import logits
 from .hyperparameters import Hyperparameters
 
 ARCHITECTURE = "mamba"
@@ -38,7 +39,4 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
         state = g.state(f"blk.{i}.ssm", d_state, d_inner)
         y = g.selective_scan(x, dt, b, c, state, blk.ssm_a, blk.ssm_d, d_state=d_state)
         h = g.add(h, g.linear(g.swiglu(z, y), blk.ssm_out, width=d_model))
-
-    output = w.get("output.weight") or w.token_embd.weight
-    h = g.rms_norm(g.select(h), w.output_norm, eps=eps)
-    return g.linear(h, output, width=output.shape[0])
+    return logits(g, h, w, eps)

@@ -7,6 +7,7 @@ from typing import Any
 from ..kernels.norm import GATE_FIRST
 from ..kernels.recurrence import GROUPED
 from .graph import Graph, Value
+from .head import logits
 from .hyperparameters import Hyperparameters
 
 ARCHITECTURE = "mamba2"
@@ -42,7 +43,4 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
         )  # fmt: skip
         y = g.rms_norm(y, blk.ssm_norm, z, eps=eps, groups=groups, order=GATE_FIRST)
         h = g.add(h, g.linear(y, blk.ssm_out, width=d_model))
-
-    output = w.get("output.weight") or w.token_embd.weight
-    h = g.rms_norm(g.select(h), w.output_norm, eps=eps)
-    return g.linear(h, output, width=output.shape[0])
+    return logits(g, h, w, eps)

@@ -171,10 +171,13 @@ def write_rank(path: Path) -> None:
 
 
 def shared(*parts: str) -> Path:
-    """A path among the shared files; skips the test without them."""
+    """A path among the shared files; skips the test without it."""
     if SHARED is None:
         pytest.skip("KEELBACK_SHARED is not set")
-    return Path(SHARED, *parts)
+    path = Path(SHARED, *parts)
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -318,8 +321,8 @@ def read_keys(path: Path) -> dict[str, tuple[list[Any], Any]]:
     }
 
 
-# Nothing stands behind the special token: llama.cpp puts a space there (SentencePiece only), which
-# GGUF has no key for and transformers, like keelback, does only for "legacy" tokenizers. And every
+# Nothing stands behind the special token: with SentencePiece llama.cpp puts a space there, and
+# keelback does as transformers does with this tokenizer ("legacy": false) and puts none. And every
 # letter is composed: llama.cpp knows no NFC.
 TAIL = "  naïve  café\n\n 日本\t👍🏽 1234.5 x=[y]; <|endoftext|</s>"
 
@@ -368,15 +371,20 @@ def test_llamacpp_reads_our_sentencepiece_keys_alike(files: Files) -> None:
     check_pieces(path, ours)
 
 
-@pytest.mark.parametrize("name", [name for name in tiny.VARIANTS if name not in TINY])
-def test_what_is_said_to_run_in_keelback_only_does_not_run_in_llamacpp(
-    files: Files, name: str
-) -> None:
+REFUSED = [name for name in tiny.VARIANTS if name not in (*TINY, "falcon-untied")]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_llamacpp_refuses_what_is_said_to_run_in_keelback_only(files: Files, name: str) -> None:
     assert keelback_only(files, name)
-    if tiny.VARIANTS[name].model_type == "falcon_mamba":
-        return  # runs, with norms that divide by something else
-    with pytest.raises(AssertionError, match="llama.cpp refuses"), llama_model(files.ours(name)):
-        pass
+    with pytest.raises(AssertionError, match=r"llama\.cpp refuses"):
+        llama_logits(files.ours(name), tiny.ids(name, 1))
+
+
+@pytest.mark.xfail(strict=True, reason="convert/mamba.py has no such remark yet")
+def test_another_eps_inside_the_mixer_is_said_to_run_in_keelback_only(files: Files) -> None:
+    """llama.cpp loads such a file, takes the model's eps there too, and is 10 % off here."""
+    assert keelback_only(files, "falcon-untied")
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -7,6 +7,7 @@ The shared checkpoints are found under KEELBACK_SHARED, other vocabularies under
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import random
@@ -17,10 +18,11 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
+from tokenizers import AddedToken, decoders, models
+
 from keelback.convert.tokenizer import read_tokenizer
 from keelback.engine.tokenizer import Tokenizer
 from keelback.kernels.formats import pretokenizers
-from tokenizers import AddedToken, decoders, models
 
 LINES = 2000
 SHARED = os.environ.get("KEELBACK_SHARED")
@@ -201,7 +203,7 @@ def merge_by_rank(ranks: dict[bytes, int], text: bytes, below: int) -> list[byte
     """Pieces of a text after all merges whose result ranks lower than `below`."""
     parts = [text[i : i + 1] for i in range(len(text))]
     while len(parts) > 1:
-        joined = [ranks.get(a + b, below) for a, b in zip(parts, parts[1:], strict=False)]
+        joined = [ranks.get(a + b, below) for a, b in itertools.pairwise(parts)]
         best = min(joined)
         if best >= below:
             break

@@ -1,0 +1,17 @@
+"""The end that all architectures share: a norm and the output matrix, for the rows asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .graph import Graph, Value
+
+
+def logits(g: Graph, h: Value, w: Any, eps: float) -> Value:
+    """Logits (R, vocabulary) of the residual stream h: (T, D).
+
+    A file without `output.weight` uses the embedding twice.
+    """
+    embedding = w.token_embd.weight
+    h = g.rms_norm(g.select(h), w.output_norm, eps=eps)
+    return g.linear(h, w.get("output.weight") or embedding, width=embedding.shape[0])

@@ -1,0 +1,216 @@
+"""The converter: names, types and transforms, and checkpoints that are refused with a sentence."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+
+import keelback
+from keelback.convert import convert
+from keelback.convert import write as writing
+from keelback.kernels.formats import blocks
+from keelback.kernels.formats.gguf import GGUF
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return tiny.write_checkpoint("mamba-tied", tmp_path / "mamba-tied")
+
+
+def edit(folder: Path, **changes: object) -> Path:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+    return folder
+
+
+def values(file: GGUF, name: str) -> np.ndarray:
+    info = file.tensors[name]
+    return blocks.dequantize(file.data(info), info.block, info.shape)
+
+
+def test_mamba_is_written_as_llama_cpp_writes_it(tiny_file):
+    file = GGUF(tiny_file("mamba-untied", "f16"))
+    weights, config = tiny.weights("mamba-untied"), tiny.VARIANTS["mamba-untied"].config
+    d_model, d_inner, rank = config["hidden_size"], 2 * config["hidden_size"], config["time_step_rank"]
+    expected = {
+        "general.architecture": "mamba", "mamba.context_length": 1 << 20, "mamba.embedding_length": d_model,
+        "mamba.block_count": config["num_hidden_layers"], "mamba.feed_forward_length": 0,
+        "mamba.attention.head_count": 0, "mamba.ssm.conv_kernel": config["conv_kernel"],
+        "mamba.ssm.inner_size": d_inner, "mamba.ssm.state_size": config["state_size"],
+        "mamba.ssm.time_step_rank": rank, "mamba.ssm.dt_b_c_rms": False, "general.file_type": 1,
+        "tokenizer.ggml.model": "none",
+    }  # fmt: skip
+    assert {key: file.metadata[key] for key in expected} == expected
+    layer = "backbone.layers.0.mixer"
+    assert np.allclose(values(file, "blk.0.ssm_a"), -np.exp(weights[f"{layer}.A_log"]), rtol=1e-6)
+    assert (values(file, "blk.0.ssm_conv1d.weight") == weights[f"{layer}.conv1d.weight"][:, 0]).all()
+    f32 = {"ssm_a", "ssm_d", "ssm_conv1d.weight", "ssm_conv1d.bias", "ssm_dt.bias", "attn_norm.weight"}
+    for name in ("ssm_in.weight", "ssm_x.weight", "ssm_dt.weight", "ssm_out.weight", *f32):
+        assert file.tensors[f"blk.0.{name}"].block.name == ("F32" if name in f32 else "F16")
+
+
+def test_mamba2_has_unit_axes_and_grouped_norms(tiny_file):
+    file = GGUF(tiny_file("mamba2-g2", "f32"))
+    config = tiny.VARIANTS["mamba2-g2"].config
+    heads, groups = config["num_heads"], config["n_groups"]
+    assert file.tensors["blk.0.ssm_a"].shape == file.tensors["blk.0.ssm_d"].shape == (heads, 1)
+    assert file.tensors["blk.0.ssm_norm.weight"].shape == (groups, heads * config["head_dim"] // groups)
+    assert file.metadata["mamba2.ssm.time_step_rank"] == heads
+
+
+def test_value_heads_of_gated_deltanet_are_tiled(tiny_file):
+    file, weights = GGUF(tiny_file("gdn-gva", "f32")), tiny.weights("gdn-gva")
+    config = tiny.VARIANTS["gdn-gva"].config
+    key_heads, heads = config["num_heads"], config["num_v_heads"]
+    grouped = -np.exp(weights["model.layers.0.attn.A_log"])
+    tiled = [grouped[(j % key_heads) * (heads // key_heads) + j // key_heads] for j in range(heads)]
+    assert np.allclose(values(file, "blk.0.ssm_a"), tiled, rtol=1e-6)
+
+
+def test_rows_that_do_not_divide_into_blocks_stay_f16(tiny_file):
+    file = GGUF(tiny_file("mamba-q8", "q8_0"))
+    assert file.tensors["blk.0.ssm_in.weight"].block.name == "Q8_0"
+    assert file.tensors["blk.0.ssm_dt.weight"].block.name == "F16"
+
+
+def test_auto_keeps_the_precision_of_the_checkpoint(tiny_file):
+    for name, kind in (("mamba-tied", "F32"), ("mamba-f16", "F16"), ("gdn-bf16", "BF16")):
+        assert GGUF(tiny_file(name, "auto")).tensors["token_embd.weight"].block.name == kind
+
+
+def test_what_llama_cpp_has_no_slot_for_is_said(checkpoint: Path, tmp_path: Path):
+    said: list[str] = []
+    convert(tiny.write_checkpoint("mamba-bias", tmp_path / "b"), tmp_path / "b.gguf", notice=said.append)
+    assert sum("keelback only" in text and "ssm_in.bias" in text for text in said) == 1
+    assert sum("no tokenizer" in text for text in said) == 1
+
+
+def test_sampling_defaults_travel(checkpoint: Path, tmp_path: Path):
+    (checkpoint / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "top_p": 0.9}')
+    path = convert(checkpoint, tmp_path / "m.gguf")
+    sampling = keelback.Session(keelback.load(path)).sampling
+    assert (round(sampling.temperature, 6), sampling.top_k, round(sampling.top_p, 6)) == (0.6, 20, 0.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model_type": "llama"}, "model_type 'llama' is not known"),
+        ({"model_type": ...}, "model_type None is not known"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"quantized already \(gptq\)"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"hidden_size": ...}, "lacks the key hidden_size"),
+        ({"hidden_size": -4}, "hidden_size is -4"),
+        ({"hidden_size": 48, "intermediate_size": 96}, "do not belong together"),
+        ({"num_hidden_layers": 9}, r"lacks the tensor backbone\.layers\.2"),
+        ({"state_size": "many"}, "state_size is 'many'"),
+    ],
+)
+def test_checkpoints_that_cannot_be_converted_get_a_sentence(checkpoint, tmp_path, changes, said):
+    with pytest.raises(keelback.KeelbackError, match=said):
+        convert(edit(checkpoint, **changes), tmp_path / "out.gguf")
+    assert not list(tmp_path.glob("*.gguf")) and not list(tmp_path.glob(".*partial"))
+
+
+def test_attention_layers_of_gated_deltanet_are_refused(tmp_path: Path):
+    folder = tiny.write_checkpoint("gdn-gate", tmp_path / "gdn")
+    with pytest.raises(keelback.UnsupportedModel, match="attention layers"):
+        convert(edit(folder, attn={"layers": [1]}), tmp_path / "out.gguf")
+
+
+def test_folders_that_are_no_checkpoint_get_a_sentence(checkpoint: Path, tmp_path: Path):
+    with pytest.raises(keelback.InvalidFile, match="is no folder"):
+        convert(tmp_path / "nowhere")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(keelback.InvalidFile, match=r"no config\.json"):
+        convert(empty)
+    (empty / "adapter_config.json").write_text("{}")
+    with pytest.raises(keelback.UnsupportedModel, match="adapter"):
+        convert(empty)
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    with pytest.raises(keelback.UnsupportedModel, match=r"\.bin"):
+        convert(checkpoint)
+    (checkpoint / "config.json").write_text("{")
+    with pytest.raises(keelback.InvalidFile, match="cannot be read as JSON"):
+        convert(checkpoint)
+
+
+@pytest.mark.parametrize("length", [0, 7, 40, 2000, -100])
+def test_truncated_weights_get_a_sentence(checkpoint: Path, tmp_path: Path, length: int):
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:length])
+    with pytest.raises(keelback.InvalidFile, match=r"model\.safetensors"):
+        convert(checkpoint, tmp_path / "out.gguf")
+
+
+def test_an_index_that_points_outside_its_folder_is_refused(tmp_path: Path):
+    folder = tiny.write_checkpoint("mamba2-sharded", tmp_path / "sharded")
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"] = dict.fromkeys(content["weight_map"], "../secret.safetensors")
+    index.write_text(json.dumps(content))
+    with pytest.raises(keelback.InvalidFile, match="outside its folder"):
+        convert(folder, tmp_path / "out.gguf")
+
+
+def test_a_failing_conversion_leaves_the_old_file_and_nothing_else(checkpoint, tmp_path, monkeypatch):
+    target = tmp_path / "model.gguf"
+    target.write_bytes(b"old")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(checkpoint, target, progress=interrupt)
+    monkeypatch.setattr(writing.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(keelback.InvalidInput, match="No space left"):
+        convert(checkpoint, target)
+    assert target.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mamba-tied", "model.gguf"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures resident memory as Linux counts it")
+def test_conversion_streams_tensor_by_tensor(tmp_path: Path):
+    """A checkpoint of 96 MB in tensors of 16 MB takes far less memory than its size."""
+    folder, rows = tmp_path / "big", 4096
+    folder.mkdir()
+    shapes = {f"t{i}": (rows, 1024) for i in range(6)}
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * shape[0] * shape[1]
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    raw = json.dumps(header).encode()
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.truncate(8 + len(raw) + at)
+    (folder / "config.json").write_text('{"model_type": "none"}')
+
+    from keelback.convert.checkpoint import Checkpoint
+    from keelback.convert.plan import Plan
+
+    source = Checkpoint(folder)
+    plan = Plan("toy", {})
+    for name, shape in shapes.items():
+        plan.add(f"{name}.weight", shape, source.tensors[name])
+    seen = []
+    writing.write_gguf(
+        tmp_path / "big.gguf", plan, {}, blocks.Q8_0, lambda done, total: seen.append(traced())
+    )
+    assert max(seen) - min(seen) < 48 << 20
+
+
+def traced() -> int:
+    """Anonymous memory in use: mapped files do not count."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

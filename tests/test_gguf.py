@@ -1,0 +1,211 @@
+"""The GGUF reader: what it reads, and what damaged or hostile files come to."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+import keelback
+from keelback.engine.model import Model
+from keelback.kernels.formats import blocks
+from keelback.kernels.formats.gguf import GGUF
+
+MUTATIONS = 500
+
+
+def write(path: Path, fill: Callable[[gguf.GGUFWriter], None], architecture: str = "toy") -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    fill(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_every_kind_of_value_is_read(tmp_path: Path):
+    values = np.random.RandomState(0).standard_normal((3, 32)).astype(np.float32)
+
+    def fill(writer: gguf.GGUFWriter) -> None:
+        writer.add_uint32("u32", 7)
+        writer.add_int64("i64", -8)
+        writer.add_float32("f32", 0.5)
+        writer.add_float64("f64", 0.1)
+        writer.add_bool("yes", True)
+        writer.add_string("text", "naïve ✓")
+        writer.add_array("numbers", [1, -2, 3])
+        writer.add_array("flags", [True, False])
+        writer.add_array("strings", ["", "a", "é" * 300])
+        writer.add_tensor("matrix", values)
+
+    file = GGUF(write(tmp_path / "a.gguf", fill))
+    read = {key: file.metadata[key] for key in ("u32", "i64", "f32", "f64", "yes", "text", "strings")}
+    assert read == {
+        "u32": 7, "i64": -8, "f32": 0.5, "f64": 0.1, "yes": True, "text": "naïve ✓",
+        "strings": ["", "a", "é" * 300],
+    }  # fmt: skip
+    assert file.metadata["numbers"].tolist() == [1, -2, 3]
+    assert file.metadata["flags"].tolist() == [True, False]
+    assert file.metadata.length("strings") == 3
+    info = file.tensors["matrix"]
+    assert info.shape == (3, 32) and info.block is blocks.F32
+    assert (blocks.dequantize(file.data(info), info.block, info.shape) == values).all()
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0"])
+def test_what_is_encoded_here_decodes_as_the_reference_says(name):
+    values = np.random.RandomState(1).standard_normal((5, 64)).astype(np.float32)
+    block = blocks.BY_NAME[name]
+    raw = blocks.quantize(values, block)
+    theirs = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
+    assert raw.reshape(-1).tobytes() == np.ascontiguousarray(theirs).tobytes()
+    ours = blocks.dequantize(raw.reshape(-1), block, values.shape)
+    assert (ours == gguf.quants.dequantize(theirs, gguf.GGMLQuantizationType[name])).all()
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS", "TQ1_0"])
+def test_types_without_a_kernel_are_widened(name):
+    block = blocks.BY_NAME[name]
+    raw = np.random.RandomState(2).randint(0, 60, (2, block.row_bytes(256))).astype(np.uint8)
+    ours = blocks.dequantize(raw.reshape(-1), block, (2, 256))
+    theirs = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name])
+    assert np.array_equal(ours, theirs.astype(np.float32), equal_nan=True)
+
+
+def test_a_file_with_types_that_have_no_kernel_runs_and_says_so_once(tiny_file, tmp_path: Path):
+    source = GGUF(tiny_file("mamba-q8", "f32"))
+    expected, _ = keelback.load(source.path).forward([1, 2, 3])
+
+    def fill(writer: gguf.GGUFWriter) -> None:
+        for key, value in source.metadata.items():
+            if key.startswith("mamba.") or key == "tokenizer.ggml.model":
+                add = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+                add.get(type(value), writer.add_string)(key, value)
+        for info in source.tensors.values():
+            values = blocks.dequantize(source.data(info), info.block, info.shape)
+            if info.name.endswith("ssm_in.weight"):
+                raw = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q5_1)
+                writer.add_tensor(info.name, raw, raw_dtype=gguf.GGMLQuantizationType.Q5_1)
+            else:
+                writer.add_tensor(info.name, values)
+
+    said: list[str] = []
+    path = write(tmp_path / "odd.gguf", fill, "mamba")
+    for backend in ("cpu", "numpy"):
+        logits, _ = Model(path, backend=backend, notice=said.append).forward([1, 2, 3])
+        assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 0.1
+    assert [text for text in said if "Q5_1" in text] == ["tensors of type Q5_1 are widened to F16 in memory"] * 2
+
+
+def header(tensors: int = 0, pairs: int = 0, version: int = 3, magic: bytes = b"GGUF") -> bytes:
+    return magic + struct.pack("<IQQ", version, tensors, pairs)
+
+
+def text(value: str) -> bytes:
+    raw = value.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def tensor(name: str, ne: list[int], code: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, code, offset)
+
+
+HOSTILE = {
+    "empty": (b"", "is empty"),
+    "wrong magic": (header(magic=b"GGML"), "is not a GGUF file"),
+    "version 1": (header(version=1), "version 1"),
+    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian"),
+    "only a magic": (b"GGUF", "ends in the middle"),
+    "huge tensor count": (header(tensors=1 << 60), "more entries than it can hold"),
+    "huge pair count": (header(pairs=1 << 62), "more entries than it can hold"),
+    "a huge string": (header(pairs=1) + struct.pack("<Q", 1 << 63) + bytes(40), "ends in the middle"),
+    "a huge array": (header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 4, 1 << 61), "ends in the middle"),
+    "a huge array of strings": (
+        header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 8, 1 << 61) + bytes(9), "ends in the middle"),
+    "strings past the end": (
+        header(pairs=1) + text("k") + struct.pack("<IIQQ", 9, 8, 1, 1 << 62) + bytes(9), "ends in the middle"),
+    "an unknown value type": (header(pairs=1) + text("k") + struct.pack("<I", 99) + bytes(9), "unknown type 99"),
+    "an array of arrays": (header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 9, 1), "unknown type 9"),
+    "a key twice": (header(pairs=2) + (text("k") + struct.pack("<IB", 7, 1)) * 2 + bytes(8), "twice"),
+    "a key that is not UTF-8": (header(pairs=1) + struct.pack("<Q", 1) + b"\xff" + bytes(8), "not UTF-8"),
+    "an alignment of three": (
+        header(pairs=1) + text("general.alignment") + struct.pack("<II", 4, 3), "power of two"),
+    "a tensor outside": (header(tensors=1) + tensor("t", [1 << 30]), "ends before its tensor t"),
+    "sizes that overflow": (header(tensors=1) + tensor("t", [1 << 62, 1 << 62]), "ends before its tensor t"),
+    "an offset that overflows": (
+        header(tensors=1) + tensor("t", [1], offset=(1 << 64) - 32), "ends before its tensor t"),
+    "an offset off its alignment": (header(tensors=1) + tensor("t", [1], offset=4) + bytes(99), "off its alignment"),
+    "no elements": (header(tensors=1) + tensor("t", [0]), "0 columns"),
+    "five dimensions": (header(tensors=1) + tensor("t", [1] * 5), "5 dimensions"),
+    "a name too long": (header(tensors=1) + tensor("t" * 64, [1]), "dimensions"),
+    "a withdrawn type": (header(tensors=1) + tensor("t", [32], code=4), "withdrawn"),
+    "half a block": (header(tensors=1) + tensor("t", [33], code=8), "no multiple of 32"),
+    "a tensor twice": (header(tensors=2) + tensor("t", [1]) * 2 + bytes(99), "twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_damaged_or_hostile_header_gets_a_sentence(tmp_path: Path, case: str):
+    content, said = HOSTILE[case]
+    path = tmp_path / "hostile.gguf"
+    path.write_bytes(content)
+    with pytest.raises(keelback.InvalidFile, match=said) as caught:
+        GGUF(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_get_a_sentence(tmp_path: Path):
+    with pytest.raises(keelback.InvalidFile, match="no such file"):
+        GGUF(tmp_path / "missing.gguf")
+    with pytest.raises(keelback.InvalidFile, match="cannot be opened"):
+        GGUF(tmp_path)
+
+
+def test_missing_keys_and_tensors_and_wrong_shapes_are_named(tiny_file, tmp_path: Path):
+    source = tiny_file("mamba-tied", "f32").read_bytes()
+    for old, new, said in (
+        (b"mamba.ssm.state_size", b"mamba.ssm.state_sizf", "mamba.ssm.state_size"),
+        (b"blk.1.ssm_out.weight", b"blk.1.ssm_ouT.weight", "lacks the tensor blk.1.ssm_out"),
+        (b"blk.0.ssm_a", b"blk.0.ssm_b", "lacks the tensor blk.0.ssm_a"),
+        (b"general.architecture", b"general.architecturE", "architecture None is not known"),
+    ):
+        assert source.count(old) == 1
+        path = tmp_path / "broken.gguf"
+        path.write_bytes(source.replace(old, new))
+        with pytest.raises(keelback.KeelbackError, match=said) as caught:
+            keelback.load(path)
+        assert str(path) in str(caught.value)
+    key = b"mamba.embedding_length" + struct.pack("<I", 4)
+    at = source.index(key) + len(key)
+    path.write_bytes(source[:at] + struct.pack("<I", 48) + source[at + 4 :])
+    with pytest.raises(keelback.InvalidFile, match=r"token_embd\.weight has the shape"):
+        keelback.load(path)
+
+
+def test_mutated_files_load_or_get_a_sentence_but_never_crash(tiny_file, tmp_path: Path):
+    source = tiny_file("mamba2-g2", "f32").read_bytes()
+    start = GGUF(tiny_file("mamba2-g2", "f32")).data_start
+    random = np.random.RandomState(3)
+    path, refused = tmp_path / "mutated.gguf", 0
+    for i in range(MUTATIONS):
+        content = bytearray(source)
+        if i % 5 == 0:
+            content = content[: random.randint(1, len(content))]
+        else:
+            for _ in range(random.randint(1, 4)):
+                # Most of the damage goes where it is interpreted: the header.
+                at = random.randint(0, start if random.rand() < 0.9 else len(content))
+                content[at] = random.randint(0, 256)
+        path.write_bytes(content)
+        try:
+            model = Model(path, backend="numpy" if i % 2 else "cpu", threads=1, notice=lambda text: None)
+            model.forward([1, 2, 3])
+        except keelback.KeelbackError as error:
+            refused += 1
+            assert str(path) in str(error)
+    assert refused > MUTATIONS // 2
