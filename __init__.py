@@ -1,11 +1,11 @@
 """keelback runs language models whose memory does not grow.
 
-    model = keelback.load("demo")
-    for piece in model.generate("To be, or not to be", limit=100):
-        print(piece, end="")
+model = keelback.load("demo")
+for piece in model.generate("To be, or not to be", limit=100):
+    print(piece, end="")
 
-    logits, state = model.forward(model.tokenizer.encode("To be"))
-    fork = state.clone()
+logits, state = model.forward(model.tokenizer.encode("To be"))
+fork = state.clone()
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from .engine.sampling import Sampling
 from .engine.session import Session
 from .engine.snapshot import Snapshot
 from .engine.state import State
-from .kernels.errors import InvalidFile, InvalidInput, KeelbackError, NumericalError, UnsupportedModel
+from .kernels.errors import (
+    InvalidFile,
+    InvalidInput,
+    KeelbackError,
+    NumericalError,
+    UnsupportedModel,
+)
 
 __all__ = [
     "InvalidFile",
@@ -37,7 +43,7 @@ __all__ = [
 def load(path: str | Path, threads: int | None = None, backend: str = "cpu") -> Model:
     """Load a GGUF file, or the embedded model "demo".
 
-    threads: default one a processor. backend: "cpu" (compiled kernels) or "numpy" (definitions, slow).
+    threads: default one a processor. backend: "cpu" (compiled kernels) or "numpy" (slow).
     Raises InvalidFile for a damaged file, UnsupportedModel for an unknown architecture.
     """
     return Model(path, threads, backend)

@@ -16,7 +16,6 @@ import click
 from .kernels.errors import InvalidInput, KeelbackError
 
 if TYPE_CHECKING:
-    from .engine.model import Model
     from .engine.session import Session
 
 INTERRUPTED = 130
@@ -44,16 +43,23 @@ def main() -> None:
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where the model comes from and what runs it."""
     for option in (
-        click.option("--backend", type=click.Choice(["cpu", "numpy"]), default="cpu", help="What runs the model."),
+        click.option(
+            "--backend",
+            type=click.Choice(["cpu", "numpy"]),
+            default="cpu",
+            help="What runs the model.",
+        ),
         click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
-        click.option("-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."),
+        click.option(
+            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
+        ),
     ):
         command = option(command)
     return command
 
 
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How tokens are chosen; what is not given comes from the snapshot, the model file or llama.cpp."""
+    """How tokens are chosen; what is not given comes from the snapshot or the model file."""
     for flag, name, kind, text in reversed(
         [
             ("--temp", "temperature", float, "Temperature; 0 takes the most likely token. [0.8]"),
@@ -63,7 +69,12 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ("--repeat-penalty", "repeat_penalty", float, "Penalise recent tokens. [1.0: off]"),
             ("--repeat-last-n", "repeat_last_n", int, "How many tokens count as recent. [64]"),
             ("--presence-penalty", "presence_penalty", float, "Subtract from recent tokens. [0]"),
-            ("--frequency-penalty", "frequency_penalty", float, "Subtract for every recent use. [0]"),
+            (
+                "--frequency-penalty",
+                "frequency_penalty",
+                float,
+                "Subtract for every recent use. [0]",
+            ),
         ]
     ):
         command = click.option(flag, name, type=kind, help=text)(command)
@@ -74,15 +85,40 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("model", required=False)
 @click.argument("prompt", required=False)
 @model_options
-@click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, in place of PROMPT.")
+@click.option(
+    "-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, in place of PROMPT."
+)
 @click.option("-f", "--file", "prompt_file", metavar="FILE", help="Read the prompt from a file.")
-@click.option("-n", "--predict", "--n-predict", "limit", type=int, default=-1, help="Tokens to write; -1: no limit.")
+@click.option(
+    "-n",
+    "--predict",
+    "--n-predict",
+    "limit",
+    type=int,
+    default=-1,
+    help="Tokens to write; -1: no limit.",
+)
 @click.option("-s", "--seed", type=int, help="Seed of the random choices; -1 or none: a new one.")
 @sampling_options
-@click.option("--logit-bias", multiple=True, metavar="ID(+/-)BIAS", help="Add to the logit of an id, as 15043+1.5.")
-@click.option("-r", "--reverse-prompt", "--stop", "stop", multiple=True, metavar="TEXT", help="End before TEXT.")
+@click.option(
+    "--logit-bias",
+    multiple=True,
+    metavar="ID(+/-)BIAS",
+    help="Add to the logit of an id, as 15043+1.5.",
+)
+@click.option(
+    "-r",
+    "--reverse-prompt",
+    "--stop",
+    "stop",
+    multiple=True,
+    metavar="TEXT",
+    help="End before TEXT.",
+)
 @click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-text token.")
-@click.option("--state-in", metavar="FILE", help="Go on from a saved state; a prompt is then optional.")
+@click.option(
+    "--state-in", metavar="FILE", help="Go on from a saved state; a prompt is then optional."
+)
 @click.option("--state-out", metavar="FILE", help="Save the state at the end, also after Ctrl-C.")
 def run(model: str | None, prompt: str | None, **options: Any) -> None:
     """Write text that follows PROMPT, with MODEL: a GGUF file, or "demo" (the default).
@@ -98,7 +134,9 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
     try:
         if text:
             meter.read(text)
-        meter.write(None if options["limit"] < 0 else options["limit"], flush=not options["state_out"])
+        meter.write(
+            None if options["limit"] < 0 else options["limit"], flush=not options["state_out"]
+        )
     except KeyboardInterrupt:
         status = INTERRUPTED
     if options["state_out"]:
@@ -120,7 +158,9 @@ class Meter:
         began = time.perf_counter()
         ids = self.session.encode(text)
         with _bar("reading", len(ids)) as report:
-            self.prompt_tokens = self.session.feed(ids, progress=lambda done: report(done, len(ids)))
+            self.prompt_tokens = self.session.feed(
+                ids, progress=lambda done: report(done, len(ids))
+            )
         self.prompt_seconds = time.perf_counter() - began
 
     def write(self, limit: int | None, flush: bool) -> None:
@@ -136,21 +176,31 @@ class Meter:
 
     def line(self) -> str:
         """What the run took."""
-        state = self.session.state
-        return (
-            f"load {self.load_seconds:.2f} s"
-            f" | prompt {self.prompt_tokens} tokens, {_rate(self.prompt_tokens, self.prompt_seconds)}"
-            f" | generated {self.session.generated} tokens, {_rate(self.session.generated, self.seconds)}"
-            f" | state {_size(state.layout.fixed_bytes)} fixed + {_size(state.layout.bytes_per_token)} per token"
-            f" | seed {self.session.sampling.seed}"
-        )
+        layout, written = self.session.state.layout, self.session.generated
+        parts = [
+            f"load {self.load_seconds:.2f} s",
+            f"prompt {self.prompt_tokens} tokens, {_rate(self.prompt_tokens, self.prompt_seconds)}",
+            f"generated {written} tokens, {_rate(written, self.seconds)}",
+            f"state {_size(layout.fixed_bytes)} fixed + {_size(layout.bytes_per_token)} per token",
+            f"seed {self.session.sampling.seed}",
+        ]
+        return " | ".join(parts)
 
 
 @main.command()
 @click.argument("checkpoint", type=click.Path())
-@click.option("-o", "--outfile", "target", metavar="FILE", help="The file to write; without: NAME-TYPE.gguf here.")
 @click.option(
-    "--outtype", default="auto", type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]), help="Type of the matrices."
+    "-o",
+    "--outfile",
+    "target",
+    metavar="FILE",
+    help="The file to write; without: NAME-TYPE.gguf here.",
+)
+@click.option(
+    "--outtype",
+    default="auto",
+    type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
+    help="Type of the matrices.",
 )
 def convert(checkpoint: str, target: str | None, outtype: str) -> None:
     """Convert a Hugging Face checkpoint folder to GGUF."""
@@ -229,12 +279,16 @@ def _session(path: str, options: dict[str, Any]) -> Session:
     return Session(model, stop=options["stop"], ignore_eos=options["ignore_eos"], **settings)
 
 
-def _arguments(model: str | None, text: str | None, options: dict[str, Any]) -> tuple[str, str | None]:
-    """Model and text from positions or options; a lone argument that is no model file is an error."""
+def _arguments(
+    model: str | None, text: str | None, options: dict[str, Any]
+) -> tuple[str, str | None]:
+    """Model and text from positions or options; raises InvalidInput for a missing model."""
     text = _one(text, options["prompt_option"], "prompt")
     path = _one(model, options["model_option"], "model") or "demo"
     if path != "demo" and not Path(path).exists():
-        raise InvalidInput(f"{path}: there is no such model file (to prompt the demo model: keelback run -p TEXT)")
+        raise InvalidInput(
+            f"{path}: there is no such model file (to prompt the demo model: keelback run -p TEXT)"
+        )
     return path, text
 
 
@@ -245,7 +299,7 @@ def _one(argument: str | None, option: str | None, name: str) -> str | None:
 
 
 def _prompt(text: str | None, file: str | None, needed: bool) -> str:
-    """The prompt from the command line, a file or a pipe; raises InvalidInput when there is none."""
+    """The prompt from the command line, a file or a pipe; InvalidInput without any."""
     if text is None and file is not None:
         try:
             text = Path(file).read_text("utf-8")
@@ -276,7 +330,9 @@ def _bar(label: str, length: int | None) -> Iterator[Callable[[int, int], None]]
         def report(done: int, total: int) -> None:
             nonlocal bar
             if bar is None and done < total and sys.stderr.isatty():
-                bar = stack.enter_context(click.progressbar(length=total, label=label, file=sys.stderr))
+                bar = stack.enter_context(
+                    click.progressbar(length=total, label=label, file=sys.stderr)
+                )
             if bar is not None:
                 bar.update(done - bar.pos)
 

@@ -57,13 +57,17 @@ def plan_for(checkpoint: Checkpoint) -> Plan:
         if kind in module.MODEL_TYPES:
             return module.plan(checkpoint)
     known = ", ".join(sorted(name for module in modules for name in module.MODEL_TYPES))
-    raise UnsupportedModel(f"{checkpoint.config.path}: the model_type {kind!r} is not known; keelback converts {known}")
+    raise UnsupportedModel(
+        f"{checkpoint.config.path}: the model_type {kind!r} is not known; keelback converts {known}"
+    )
 
 
 def output_type(plan: Plan, outtype: str) -> BlockFormat:
     """The type of the matrices; "auto" takes that of the checkpoint's largest tensor."""
     if outtype not in OUTTYPES:
-        raise InvalidInput(f"the type {outtype!r} cannot be written; choose one of {', '.join(OUTTYPES)}")
+        raise InvalidInput(
+            f"the type {outtype!r} cannot be written; choose one of {', '.join(OUTTYPES)}"
+        )
     if outtype != "auto":
         return BY_NAME[outtype.upper()]
     kind = plan.tensors[0].sources[0].kind

@@ -52,7 +52,7 @@ class Source:
 
 
 class Config:
-    """`config.json`, read key by key; every reader raises InvalidFile naming the file and the key."""
+    """`config.json`; every reader raises InvalidFile naming the file and the key."""
 
     def __init__(self, path: Path, values: dict[str, Any]) -> None:
         self.path, self.values = path, values
@@ -87,7 +87,9 @@ class Config:
         """One of the values that keelback can run; anything else is refused, not guessed."""
         value = self.get(key, default)
         if value not in choices:
-            raise UnsupportedModel(f"{self.path}: {key} is {value!r}; keelback runs {' or '.join(choices)}")
+            raise UnsupportedModel(
+                f"{self.path}: {key} is {value!r}; keelback runs {' or '.join(choices)}"
+            )
         return value
 
     def _required(self, key: str, default: Any) -> Any:
@@ -110,7 +112,9 @@ class Checkpoint:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         if not self.folder.is_dir():
-            raise InvalidFile(f"{self.folder} is no folder; give the folder of a Hugging Face checkpoint")
+            raise InvalidFile(
+                f"{self.folder} is no folder; give the folder of a Hugging Face checkpoint"
+            )
         self.config = Config(self.folder / "config.json", self._config())
         self.tensors: dict[str, Source] = {}
         for path in self._files():
@@ -120,12 +124,18 @@ class Checkpoint:
         path = self.folder / "config.json"
         if not path.exists():
             if (self.folder / "adapter_config.json").exists():
-                raise UnsupportedModel(f"{self.folder} holds an adapter (LoRA); merge it into its base model first")
+                raise UnsupportedModel(
+                    f"{self.folder} holds an adapter (LoRA); merge it into its base model first"
+                )
             raise InvalidFile(f"{self.folder} has no config.json; it is no Hugging Face checkpoint")
         values = read_json(path)
         quantized = values.get("quantization_config") or values.get("quantization")
         if quantized:
-            method = quantized.get("quant_method", "unknown") if isinstance(quantized, dict) else "unknown"
+            method = (
+                quantized.get("quant_method", "unknown")
+                if isinstance(quantized, dict)
+                else "unknown"
+            )
             raise UnsupportedModel(
                 f"{self.folder} is quantized already ({method}); convert the original checkpoint, "
                 "and choose a smaller type with --outtype"
@@ -140,16 +150,20 @@ class Checkpoint:
                 raise InvalidFile(f"{index} has no weight_map; download the checkpoint again")
             names = sorted({str(name) for name in mapping.values()})
             if odd := [name for name in names if Path(name).name != name]:
-                raise InvalidFile(f"{index} points outside its folder ({odd[0]!r}); the checkpoint is not to be trusted")
+                raise InvalidFile(
+                    f"{index} points outside its folder ({odd[0]!r}); do not trust this checkpoint"
+                )
             paths = [self.folder / name for name in names]
         else:
             paths = sorted(self.folder.glob("*.safetensors"))
         if not paths:
             if any(self.folder.glob("*.bin")):
                 raise UnsupportedModel(
-                    f"{self.folder} keeps its weights in .bin files; save the checkpoint as safetensors first"
+                    f"{self.folder} keeps its weights in .bin files; save it as safetensors first"
                 )
-            raise InvalidFile(f"{self.folder} holds no *.safetensors; download the checkpoint again")
+            raise InvalidFile(
+                f"{self.folder} holds no *.safetensors; download the checkpoint again"
+            )
         return paths
 
     def _open(self, path: Path) -> None:
@@ -175,13 +189,17 @@ class Checkpoint:
         for name in names:
             if name in self.tensors:
                 return self.tensors[name]
-        raise InvalidFile(f"{self.folder} lacks the tensor {names[0]}; download the checkpoint again")
+        raise InvalidFile(
+            f"{self.folder} lacks the tensor {names[0]}; download the checkpoint again"
+        )
 
 
 def _source(mapped: mmap.mmap, start: int, path: Path, name: str, entry: dict[str, Any]) -> Source:
     kind, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
     if kind not in _TYPES:
-        raise UnsupportedModel(f"{path}: tensor {name} has the type {kind}; convert a checkpoint in F32, F16 or BF16")
+        raise UnsupportedModel(
+            f"{path}: tensor {name} has the type {kind}; convert a checkpoint in F32, F16 or BF16"
+        )
     nbytes = math.prod(shape) * np.dtype(_TYPES[kind][0]).itemsize
     sizes_fit = all(type(n) is int and n > 0 for n in shape) and last - first == nbytes
     if not sizes_fit or first < 0 or start + last > len(mapped):

@@ -21,9 +21,13 @@ def plan(checkpoint: Checkpoint) -> Plan:
     """Names, shapes and transforms of every tensor."""
     config = checkpoint.config
     if config.get("attn"):
-        raise UnsupportedModel(f"{config.path}: attn names attention layers, which keelback cannot run yet")
+        raise UnsupportedModel(
+            f"{config.path}: attn names attention layers, which keelback cannot run yet"
+        )
     if not config.flag("use_short_conv", True):
-        raise UnsupportedModel(f"{config.path}: use_short_conv is off, which the architecture does not allow")
+        raise UnsupportedModel(
+            f"{config.path}: use_short_conv is off, which the architecture does not allow"
+        )
     for key in ("hidden_act", "output_gate_activation"):
         config.one_of(key, "swish", "swish", "silu")
     d_model, layers = config.count("hidden_size"), config.count("num_hidden_layers")
@@ -31,15 +35,18 @@ def plan(checkpoint: Checkpoint) -> Plan:
     heads = config.count("num_v_heads", key_heads)
     d_value = int(d_key * config.number("expand_v", 2))
     if heads % key_heads or d_value != d_key * config.number("expand_v", 2):
-        raise InvalidFile(f"{config.path}: num_v_heads {heads} or expand_v do not go with num_heads {key_heads}")
+        raise InvalidFile(
+            f"{config.path}: num_v_heads {heads} or expand_v do not go with num_heads {key_heads}"
+        )
     gate = config.flag("use_gate", True)
     embedding = checkpoint.require("model.embeddings.weight")
     d_ff = checkpoint.require("model.layers.0.mlp.up_proj.weight").shape[0]
 
     keys = {
-        "context_length": config.count("max_position_embeddings", 2048), "embedding_length": d_model,
-        "block_count": layers, "vocab_size": embedding.shape[0], "feed_forward_length": d_ff,
-        "attention.head_count": 0, "attention.layer_norm_rms_epsilon": config.number("norm_eps", 1e-6),
+        "context_length": config.count("max_position_embeddings", 2048),
+        "embedding_length": d_model, "block_count": layers, "vocab_size": embedding.shape[0],
+        "feed_forward_length": d_ff, "attention.head_count": 0,
+        "attention.layer_norm_rms_epsilon": config.number("norm_eps", 1e-6),
         "ssm.conv_kernel": config.count("conv_size", 4), "ssm.inner_size": heads * d_value,
         "ssm.state_size": d_key, "ssm.group_count": key_heads, "ssm.time_step_rank": heads,
         "ssm.allow_neg_eigval": config.flag("allow_neg_eigval", False), "ssm.use_gate": gate,
@@ -49,14 +56,26 @@ def plan(checkpoint: Checkpoint) -> Plan:
     result.add("token_embd.weight", (embedding.shape[0], d_model), embedding)
     result.add("output_norm.weight", (d_model,), checkpoint.require("model.norm.weight"))
     if "lm_head.weight" in checkpoint.tensors:
-        result.add("output.weight", (embedding.shape[0], d_model), checkpoint.tensors["lm_head.weight"])
+        result.add(
+            "output.weight", (embedding.shape[0], d_model), checkpoint.tensors["lm_head.weight"]
+        )
     for i in range(layers):
         _add_mixer(result, checkpoint, i)
         layer, blk = f"model.layers.{i}", f"blk.{i}"
         for hf, gguf in (("attn_norm", "attn_norm"), ("mlp_norm", "ffn_norm")):
-            result.add(f"{blk}.{gguf}.weight", (d_model,), checkpoint.require(f"{layer}.{hf}.weight"))
-        for part, shape in (("gate", (d_ff, d_model)), ("up", (d_ff, d_model)), ("down", (d_model, d_ff))):
-            result.add(f"{blk}.ffn_{part}.weight", shape, checkpoint.require(f"{layer}.mlp.{part}_proj.weight"))
+            result.add(
+                f"{blk}.{gguf}.weight", (d_model,), checkpoint.require(f"{layer}.{hf}.weight")
+            )
+        for part, shape in (
+            ("gate", (d_ff, d_model)),
+            ("up", (d_ff, d_model)),
+            ("down", (d_model, d_ff)),
+        ):
+            result.add(
+                f"{blk}.ffn_{part}.weight",
+                shape,
+                checkpoint.require(f"{layer}.mlp.{part}_proj.weight"),
+            )
     return result
 
 
@@ -87,14 +106,26 @@ def _add_mixer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
             transform=lambda *parts: joined(*(part[:, None] for part in parts))[:, 0],
         )  # fmt: skip
     if keys["ssm.use_gate"]:
-        result.add(f"{blk}.attn_gate.weight", (d_inner, d_model), source("g_proj.weight"), transform=tiled)
+        result.add(
+            f"{blk}.attn_gate.weight", (d_inner, d_model), source("g_proj.weight"), transform=tiled
+        )
     for name, gguf in (("a_proj", "ssm_alpha"), ("b_proj", "ssm_beta")):
-        result.add(f"{blk}.{gguf}.weight", (heads, d_model), source(f"{name}.weight"), transform=tiled)
-    result.add(f"{blk}.ssm_a", (heads,), source("A_log"), transform=lambda a_log: tiled(negative_exp(a_log)))
+        result.add(
+            f"{blk}.{gguf}.weight", (heads, d_model), source(f"{name}.weight"), transform=tiled
+        )
+    result.add(
+        f"{blk}.ssm_a",
+        (heads,),
+        source("A_log"),
+        transform=lambda a_log: tiled(negative_exp(a_log)),
+    )
     result.add(f"{blk}.ssm_dt.bias", (heads,), source("dt_bias"), transform=tiled)
     result.add(f"{blk}.ssm_norm.weight", (d_value,), source("o_norm.weight"))
     result.add(
-        f"{blk}.ssm_out.weight", (d_model, d_inner), source("o_proj.weight"), transform=lambda w: tiled(w.T).T
+        f"{blk}.ssm_out.weight",
+        (d_model, d_inner),
+        source("o_proj.weight"),
+        transform=lambda w: tiled(w.T).T,
     )
 
 

@@ -37,25 +37,48 @@ def plan(checkpoint: Checkpoint) -> Plan:
     }  # fmt: skip
     result = Plan("mamba", keys)
     if falcon:
-        keys["ssm.dt_b_c_rms_epsilon"] = config.number("mixer_rms_eps", 1e-6)
+        eps = keys["ssm.dt_b_c_rms_epsilon"] = config.number("mixer_rms_eps", 1e-6)
+        if eps != keys["attention.layer_norm_rms_epsilon"]:
+            result.remarks.append(
+                f"keelback only: dt, B and C are normalised with an epsilon of {eps:g}; "
+                "llama.cpp takes the model's, and its logits will differ"
+            )
     if d_inner != 2 * d_model:
-        result.remarks.append(f"keelback only: the inner size {d_inner} is not twice the hidden size {d_model}")
+        result.remarks.append(
+            f"keelback only: the inner size {d_inner} is not twice the hidden size {d_model}"
+        )
     result.add("token_embd.weight", (vocabulary, d_model), embedding)
     result.add("output_norm.weight", (d_model,), checkpoint.require("backbone.norm_f.weight"))
     add_head(result, checkpoint, vocabulary, d_model)
     for i in range(layers):
         layer, blk = f"backbone.layers.{i}", f"blk.{i}"
         mixer = f"{layer}.mixer"
-        result.add(f"{blk}.attn_norm.weight", (d_model,), checkpoint.require(f"{layer}.norm.weight"))
-        result.add(f"{blk}.ssm_in.weight", (2 * d_inner, d_model), checkpoint.require(f"{mixer}.in_proj.weight"))
+        result.add(
+            f"{blk}.attn_norm.weight", (d_model,), checkpoint.require(f"{layer}.norm.weight")
+        )
+        result.add(
+            f"{blk}.ssm_in.weight",
+            (2 * d_inner, d_model),
+            checkpoint.require(f"{mixer}.in_proj.weight"),
+        )
         add_conv(result, checkpoint, mixer, blk, d_inner, taps)
-        result.add(f"{blk}.ssm_x.weight", (rank + 2 * d_state, d_inner), checkpoint.require(f"{mixer}.x_proj.weight"))
-        result.add(f"{blk}.ssm_dt.weight", (d_inner, rank), checkpoint.require(f"{mixer}.dt_proj.weight"))
+        result.add(
+            f"{blk}.ssm_x.weight",
+            (rank + 2 * d_state, d_inner),
+            checkpoint.require(f"{mixer}.x_proj.weight"),
+        )
+        result.add(
+            f"{blk}.ssm_dt.weight", (d_inner, rank), checkpoint.require(f"{mixer}.dt_proj.weight")
+        )
         result.add(f"{blk}.ssm_dt.bias", (d_inner,), checkpoint.require(f"{mixer}.dt_proj.bias"))
         a_log = checkpoint.require(f"{mixer}.A_log")
         result.add(f"{blk}.ssm_a", (d_inner, d_state), a_log, transform=negative_exp)
         result.add(f"{blk}.ssm_d", (d_inner,), checkpoint.require(f"{mixer}.D"))
-        result.add(f"{blk}.ssm_out.weight", (d_model, d_inner), checkpoint.require(f"{mixer}.out_proj.weight"))
+        result.add(
+            f"{blk}.ssm_out.weight",
+            (d_model, d_inner),
+            checkpoint.require(f"{mixer}.out_proj.weight"),
+        )
         add_projection_biases(result, checkpoint, mixer, blk, 2 * d_inner, d_model)
     return result
 
@@ -64,18 +87,24 @@ def add_head(result: Plan, checkpoint: Checkpoint, vocabulary: int, d_model: int
     """The output matrix, unless it is the embedding again."""
     head = checkpoint.tensors.get("lm_head.weight")
     embedding = checkpoint.require("backbone.embeddings.weight", "backbone.embedding.weight")
-    if head is None or (head.shape == embedding.shape and np.array_equal(head.read(), embedding.read())):
+    if head is None or (
+        head.shape == embedding.shape and np.array_equal(head.read(), embedding.read())
+    ):
         return
     result.add("output.weight", (vocabulary, d_model), head)
 
 
-def add_conv(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, channels: int, taps: int) -> None:
+def add_conv(
+    result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, channels: int, taps: int
+) -> None:
     """The causal convolution; llama.cpp demands a bias, so a missing one becomes zeros."""
     weight = checkpoint.require(f"{mixer}.conv1d.weight")
     result.add(f"{blk}.ssm_conv1d.weight", (channels, taps), weight)
     bias = checkpoint.tensors.get(f"{mixer}.conv1d.bias")
     if bias is None:
-        result.add(f"{blk}.ssm_conv1d.bias", (channels,), transform=lambda: np.zeros(channels, np.float32))
+        result.add(
+            f"{blk}.ssm_conv1d.bias", (channels,), transform=lambda: np.zeros(channels, np.float32)
+        )
     else:
         result.add(f"{blk}.ssm_conv1d.bias", (channels,), bias)
 

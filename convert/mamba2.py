@@ -38,15 +38,23 @@ def plan(checkpoint: Checkpoint) -> Plan:
     for i in range(layers):
         layer, blk = f"backbone.layers.{i}", f"blk.{i}"
         mixer = f"{layer}.mixer"
-        result.add(f"{blk}.attn_norm.weight", (d_model,), checkpoint.require(f"{layer}.norm.weight"))
+        result.add(
+            f"{blk}.attn_norm.weight", (d_model,), checkpoint.require(f"{layer}.norm.weight")
+        )
         in_proj = checkpoint.require(f"{mixer}.in_proj.weight")
         result.add(f"{blk}.ssm_in.weight", (d_inner + channels + heads, d_model), in_proj)
         add_conv(result, checkpoint, mixer, blk, channels, taps)
         result.add(f"{blk}.ssm_dt.bias", (heads,), checkpoint.require(f"{mixer}.dt_bias"))
-        result.add(f"{blk}.ssm_a", (heads, 1), checkpoint.require(f"{mixer}.A_log"), transform=negative_exp)
+        result.add(
+            f"{blk}.ssm_a", (heads, 1), checkpoint.require(f"{mixer}.A_log"), transform=negative_exp
+        )
         result.add(f"{blk}.ssm_d", (heads, 1), checkpoint.require(f"{mixer}.D"))
         norm = checkpoint.require(f"{mixer}.norm.weight")
         result.add(f"{blk}.ssm_norm.weight", (groups, d_inner // groups), norm)
-        result.add(f"{blk}.ssm_out.weight", (d_model, d_inner), checkpoint.require(f"{mixer}.out_proj.weight"))
+        result.add(
+            f"{blk}.ssm_out.weight",
+            (d_model, d_inner),
+            checkpoint.require(f"{mixer}.out_proj.weight"),
+        )
         add_projection_biases(result, checkpoint, mixer, blk, d_inner + channels + heads, d_model)
     return result

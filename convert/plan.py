@@ -1,4 +1,4 @@
-"""What a conversion is made of: metadata, and tensors that are read, transformed and written in turn."""
+"""What a conversion is made of: metadata, and tensors that are written one after another."""
 
 from __future__ import annotations
 
@@ -44,7 +44,13 @@ class Plan:
     tensors: list[Tensor] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
-    def add(self, name: str, shape: tuple[int, ...], *sources: Source, transform: Transform | None = None) -> None:
+    def add(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *sources: Source,
+        transform: Transform | None = None,
+    ) -> None:
         """Add a tensor."""
         self.tensors.append(Tensor(name, shape, sources, transform))
 

@@ -50,7 +50,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> dict[str, Any]:
     for name in _FOREIGN:
         if (folder / name).is_file():
             raise UnsupportedModel(
-                f"{folder / name} is a tokenizer keelback cannot convert; save it as tokenizer.json "
+                f"{folder / name} is a tokenizer keelback cannot convert; save a tokenizer.json "
                 "with transformers (AutoTokenizer.from_pretrained, then save_pretrained)"
             )
     return {"tokenizer.ggml.model": "none"}
@@ -62,7 +62,7 @@ def _from_json(
     """Byte-level BPE: what counts is what the `tokenizers` library does with the file."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 (the library raises nothing narrower)
+    except Exception as error:  # the library raises nothing narrower
         raise InvalidFile(f"{path} is damaged ({error}); download it again") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -117,7 +117,7 @@ def _json_vocabulary(
 
 
 def _merges(path: Path, document: dict[str, Any], tokenizer: Tokenizer) -> list[str]:
-    """Merges as "left right"; a space inside a piece becomes chr(ord + 256), as llama.cpp has it."""
+    """Merges as "left right"; a space inside a piece becomes chr(ord + 256), as in llama.cpp."""
     vocabulary, merges = tokenizer.get_vocab(), []
     for merge in document["model"]["merges"]:
         pieces = merge.split(" ") if isinstance(merge, str) else merge
@@ -246,7 +246,7 @@ class _Settings:
         value = default if value is None else value
         if not isinstance(value, bool):
             raise UnsupportedModel(
-                f'{self.folder / "tokenizer_config.json"} does not say "{key}"; set it to true or false'
+                f'{self.folder / "tokenizer_config.json"} lacks "{key}"; set it to true or false'
             )
         return value
 

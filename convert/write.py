@@ -1,4 +1,4 @@
-"""Writing GGUF: tensors go out one at a time, into a file beside the target that is renamed at the end."""
+"""Writing GGUF: one tensor at a time, into a file beside the target, renamed at the end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ QUANTIZATION_VERSION = 2
 Progress = Callable[[int, int], None]
 
 
-def write_gguf(target: Path, plan: Plan, metadata: dict[str, Any], outtype: BlockFormat, progress: Progress) -> None:
+def write_gguf(
+    target: Path, plan: Plan, metadata: dict[str, Any], outtype: BlockFormat, progress: Progress
+) -> None:
     """Write a converted checkpoint; `progress` is told the bytes done and the bytes in all.
 
     Raises InvalidInput when the target cannot be written; nothing is left of it then, and a file
@@ -40,7 +42,9 @@ def write_gguf(target: Path, plan: Plan, metadata: dict[str, Any], outtype: Bloc
         partial.unlink(missing_ok=True)
 
 
-def _write(path: Path, plan: Plan, metadata: dict[str, Any], outtype: BlockFormat, progress: Progress) -> None:
+def _write(
+    path: Path, plan: Plan, metadata: dict[str, Any], outtype: BlockFormat, progress: Progress
+) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(path, plan.architecture)
@@ -100,8 +104,8 @@ def _encoded(tensor: Tensor, kind: BlockFormat):
 
 def _misshapen(tensor: Tensor, shape: tuple[int, ...]) -> InvalidFile:
     return InvalidFile(
-        f"the checkpoint's tensor for {tensor.name} has the shape {list(shape)} where config.json asks "
-        f"for {list(tensor.shape)}; the two do not belong together"
+        f"the checkpoint's tensor for {tensor.name} has the shape {list(shape)} where config.json "
+        f"asks for {list(tensor.shape)}; the two do not belong together"
     )
 
 

@@ -45,7 +45,11 @@ class Backend(Protocol):
 
 
 def make_backend(
-    name: str, graph: Graph, weights: WeightStore, threads: int | None, notice: Callable[[str], None]
+    name: str,
+    graph: Graph,
+    weights: WeightStore,
+    threads: int | None,
+    notice: Callable[[str], None],
 ) -> Backend:
     """The backend of that name: "cpu" or "numpy". Raises InvalidInput for any other."""
     if name == "cpu":

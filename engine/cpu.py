@@ -1,4 +1,4 @@
-"""The `cpu` backend: every thread walks the op table in one native call, no Python between layers."""
+"""The `cpu` backend: every thread walks the op table in one native call."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class CpuBackend:
         return context
 
     def forward(self, batch: Batch, cancellable: bool) -> np.ndarray | None:
-        """See Backend. A cancelled forward leaves the states half changed: the caller restores them."""
+        """See Backend. A cancelled forward leaves states half changed; the caller restores them."""
         logits = np.empty((len(batch.outputs), self._program.vocabulary), np.float32)
         states = _addresses([state.block for state in batch.states])
         positions = np.array([state.position for state in batch.states], np.int64)
@@ -66,15 +66,23 @@ class CpuBackend:
         self._flags[:] = 0
         context = self._context
         context[table.TOKENS], context[table.OUTPUT_COUNT] = len(batch.ids), len(batch.outputs)
-        context[table.SEQUENCES], context[table.OFFSETS] = len(batch.states), _address(batch.offsets)
+        context[table.SEQUENCES], context[table.OFFSETS] = (
+            len(batch.states),
+            _address(batch.offsets),
+        )
         context[table.STATES], context[table.POSITIONS] = _address(states), _address(positions)
         context[table.PAGE_TABLES] = _address(page_tables)
-        context[table.IDS_ADDRESS], context[table.OUTPUT_ADDRESS] = _address(batch.ids), _address(batch.outputs)
+        context[table.IDS_ADDRESS], context[table.OUTPUT_ADDRESS] = (
+            _address(batch.ids),
+            _address(batch.outputs),
+        )
         context[table.DELAY] = self.delay_seed
 
         records, call, threads = _address(self._program.records), _address(context), self.threads
         cancel = self._flags[8:9] if cancellable else None
-        done = pool().run(lambda thread: self._walk(records, call, thread, threads), threads, cancel)
+        done = pool().run(
+            lambda thread: self._walk(records, call, thread, threads), threads, cancel
+        )
         return logits if done else None
 
 
@@ -83,7 +91,9 @@ def check_threads(threads: int | None) -> int:
     if threads is None:
         return processors()
     if not 1 <= threads <= MAX_THREADS:
-        raise InvalidInput(f"{threads} threads were asked for; give a number from 1 to {MAX_THREADS}")
+        raise InvalidInput(
+            f"{threads} threads were asked for; give a number from 1 to {MAX_THREADS}"
+        )
     return threads
 
 

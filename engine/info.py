@@ -40,12 +40,19 @@ def describe(path: str) -> dict[str, Any]:
         "tokenizer": {
             "model": metadata.get("tokenizer.ggml.model", "none"),
             "pre": metadata.get("tokenizer.ggml.pre", ""),
-            "tokens": metadata.length("tokenizer.ggml.tokens") if "tokenizer.ggml.tokens" in metadata else 0,
+            "tokens": metadata.length("tokenizer.ggml.tokens")
+            if "tokenizer.ggml.tokens" in metadata
+            else 0,
         },
         "chat_template": "tokenizer.chat_template" in metadata,
         "state_bytes": {"fixed": layout.fixed_bytes, "per_token": layout.bytes_per_token},
         "tensors": [
-            {"name": info.name, "type": info.block.name, "shape": list(info.shape), "bytes": info.nbytes}
+            {
+                "name": info.name,
+                "type": info.block.name,
+                "shape": list(info.shape),
+                "bytes": info.nbytes,
+            }
             for info in file.tensors.values()
         ],
     }

@@ -1,4 +1,4 @@
-"""Lowering: from a graph to an op table, an arena that buffers share, and the barriers they need."""
+"""Lowering: a graph becomes an op table, an arena that buffers share, and barriers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def lower(graph: Graph, weights: WeightStore, max_rows: int) -> Program:
 
 
 class _Lowering:
-    def __init__(self, nodes: Sequence[Node], logits: Value, weights: WeightStore, max_rows: int) -> None:
+    def __init__(
+        self, nodes: Sequence[Node], logits: Value, weights: WeightStore, max_rows: int
+    ) -> None:
         self.nodes, self.logits, self.store, self.max_rows = nodes, logits, weights, max_rows
         self.places, self.arena_bytes = place_buffers(nodes, logits, max_rows)
         self.bases: dict[int, int] = {}
@@ -82,15 +84,20 @@ class _Lowering:
                 record[table.WAIT], pending = 1, []
             pending += touched
             kernels.append((self._kernel(node), node.op.kernels))
-        return Program(records, tuple(kernels), tuple(self.weights), self.arena_bytes, self.logits.width)
+        return Program(
+            records, tuple(kernels), tuple(self.weights), self.arena_bytes, self.logits.width
+        )
 
     def _kernel(self, node: Node) -> str:
-        operands = {
-            slot: Weight(value.name, value.shape, self.store.block_of(value)) if isinstance(value, Weight) else value
-            for slot, value in node.operands.items()
-        }
+        operands = {slot: self._as_loaded(value) for slot, value in node.operands.items()}
         variant = node.op.variant(operands, node.attributes)
         return f"{node.op.name}.{variant}" if variant else node.op.name
+
+    def _as_loaded(self, value: Any) -> Any:
+        """A weight with the type it has in memory."""
+        if isinstance(value, Weight):
+            return Weight(value.name, value.shape, self.store.block_of(value))
+        return value
 
     def _fill(self, node: Node, record: np.ndarray) -> list[tuple[Span, bool]]:
         """Write a record; returns the spans it touches, each with whether it writes there."""
@@ -109,8 +116,10 @@ class _Lowering:
             record[table.ATTRIBUTES + i] = value
         return touched
 
-    def _operand(self, operand: Operand, value: Any) -> tuple[tuple[int, int, int, int], Span | None]:
-        """Base, offset, stride in bytes and width in floats; and the span where writes can meet it."""
+    def _operand(
+        self, operand: Operand, value: Any
+    ) -> tuple[tuple[int, int, int, int], Span | None]:
+        """Base, offset, stride in bytes, width in floats; and the span that writes can meet."""
         if value is None:
             return (table.ABSENT, 0, 0, 0), None
         if value is Kind.IDS or value is Kind.OUTPUTS:
@@ -122,7 +131,8 @@ class _Lowering:
             return (table.STATE, start, 0, 0), Span(table.STATE, start, start + value.size * _FLOAT)
         if isinstance(value, CacheRef):
             start, step = PAGE_ROWS * value.offset * _FLOAT, value.width * _FLOAT
-            return (table.PAGES, start, step, value.width), Span(table.PAGES, start, start + PAGE_ROWS * step)
+            span = Span(table.PAGES, start, start + PAGE_ROWS * step)
+            return (table.PAGES, start, step, value.width), span
         return self._value(value)
 
     def _weight(self, stored: Stored) -> tuple[int, int, int, int]:
@@ -145,17 +155,23 @@ def _attributes(op: Op, attributes: dict[str, Any]) -> list[int]:
     """An op's numbers as int64: whole ones as such, others as the bits of a float64."""
     values = [attributes[name] for name in op.attributes]
     assert len(values) <= table.MAX_ATTRIBUTES
-    return [v if isinstance(v, int) else struct.unpack("<q", struct.pack("<d", v))[0] for v in values]
+    return [
+        v if isinstance(v, int) else struct.unpack("<q", struct.pack("<d", v))[0] for v in values
+    ]
 
 
 def _conflict(touched: Sequence[tuple[Span, bool]], pending: Sequence[tuple[Span, bool]]) -> bool:
-    """Whether one of two accesses to the same place writes: read or write after write, write after read."""
+    """Whether two accesses meet at a place and one of them writes: RAW, WAW, WAR."""
     return any(
-        (writes or wrote) and span.overlaps(other) for span, writes in touched for other, wrote in pending
+        (writes or wrote) and span.overlaps(other)
+        for span, writes in touched
+        for other, wrote in pending
     )
 
 
-def place_buffers(nodes: Sequence[Node], logits: Value, max_rows: int) -> tuple[dict[Buffer, int], int]:
+def place_buffers(
+    nodes: Sequence[Node], logits: Value, max_rows: int
+) -> tuple[dict[Buffer, int], int]:
     """Offsets of buffers in the arena, shared by those that do not live at once; and its size.
 
     First fit, in the order of the ops. A buffer lives from the op that writes it to the last that
@@ -189,4 +205,3 @@ def _first_gap(taken: Sequence[tuple[int, int]], size: int) -> int:
             break
         at = max(at, end)
     return at
-

@@ -45,7 +45,9 @@ class Model:
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
         self.layout = Layout.of(self.graph)
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0
-        self.backend = make_backend(backend, self.graph, WeightStore(self.file, notice), threads, notice)
+        self.backend = make_backend(
+            backend, self.graph, WeightStore(self.file, notice), threads, notice
+        )
         self.notice = notice
         self._turn = threading.RLock()
 
@@ -75,15 +77,19 @@ class Model:
         return State.fresh(self.layout, self.fingerprint)
 
     def forward(
-        self, ids: Ids, state: State | None = None, logits: str = "last", progress: Callable[[int], None] | None = None
+        self,
+        ids: Ids,
+        state: State | None = None,
+        logits: str = "last",
+        progress: Callable[[int], None] | None = None,
     ) -> tuple[np.ndarray, State]:
         """Read token ids and advance the state that is given (a new one without).
 
         ids: integers, (T,), T >= 1. logits: "last" returns those of the next token, float32
         (vocabulary,); "all" those behind every id, (T, vocabulary). `progress` is told the number
         of ids read after each chunk. Raises InvalidInput for ids out of range, NumericalError when
-        logits are not finite. A forward that fails, or is cancelled with Ctrl-C, leaves the state as
-        it was before the chunk of up to MAX_ROWS ids that it was reading.
+        logits are not finite. A forward that fails, or is cancelled with Ctrl-C, leaves the state
+        as it was before the chunk of up to MAX_ROWS ids that it was reading.
         """
         state = self.new_state() if state is None else state
         rows, (state,) = self._run([ids], [state], logits, progress)
@@ -98,7 +104,9 @@ class Model:
         started = [self.new_state() if state is None else state for state in states]
         return self._run(ids, started, logits, None)
 
-    def generate(self, prompt: str | Ids, limit: int | None = None, **settings: Any) -> Iterator[str]:
+    def generate(
+        self, prompt: str | Ids, limit: int | None = None, **settings: Any
+    ) -> Iterator[str]:
         """Yield the text that follows a prompt, piece by piece, up to `limit` tokens.
 
         Settings are those of Session: temperature, top_k, seed, stop and so on.
@@ -111,7 +119,11 @@ class Model:
         yield session.stream.flush()
 
     def _run(
-        self, ids: Sequence[Ids], states: list[State], logits: str, progress: Callable[[int], None] | None
+        self,
+        ids: Sequence[Ids],
+        states: list[State],
+        logits: str,
+        progress: Callable[[int], None] | None,
     ) -> tuple[list[np.ndarray], list[State]]:
         if logits not in ("last", "all"):
             raise InvalidInput(f'logits={logits!r} was asked for; choose "last" or "all"')
@@ -137,7 +149,7 @@ class Model:
         every: bool,
         collected: list[list[np.ndarray]],
     ) -> None:
-        """Run the rows `start` to `end` of each (sequence, start, end); all states advance, or none."""
+        """Run the rows of each (sequence, start, end); all states advance, or none."""
         parts = [sequences[i][start:end] for i, start, end in chunk]
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
         last = [end == len(sequences[i]) for i, _, end in chunk]
@@ -156,9 +168,12 @@ class Model:
             if rows is None:
                 raise KeyboardInterrupt
             raise NumericalError(
-                f"{self.file.path} gave logits that are not finite; the file is damaged, or its weights overflow"
+                f"{self.file.path} gave logits that are not finite; "
+                "the file is damaged, or its weights overflow"
             )
-        for position, ((i, _, _), state, part) in enumerate(zip(chunk, touched, parts, strict=True)):
+        for position, ((i, _, _), state, part) in enumerate(
+            zip(chunk, touched, parts, strict=True)
+        ):
             mine = (outputs >= offsets[position]) & (outputs < offsets[position + 1])
             if mine.any():
                 collected[i].append(rows[mine])
@@ -173,7 +188,9 @@ class Model:
             raise InvalidInput("ids have to be a list of at least one whole number")
         if array.min() < 0 or array.max() >= self.vocabulary:
             odd = array[(array < 0) | (array >= self.vocabulary)][0]
-            raise InvalidInput(f"the id {odd} is out of range: the model knows the ids 0 to {self.vocabulary - 1}")
+            raise InvalidInput(
+                f"the id {odd} is out of range: the model knows the ids 0 to {self.vocabulary - 1}"
+            )
         return np.ascontiguousarray(array, np.int64)
 
 

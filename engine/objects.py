@@ -61,7 +61,13 @@ def folder() -> Path:
     for source in sorted(Path(op.__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     features = llvm.get_host_cpu_features().flatten()
-    facts = [sys.version, version("numba"), version("llvmlite"), platform.platform(), llvm.get_host_cpu_name()]
+    facts = [
+        sys.version,
+        version("numba"),
+        version("llvmlite"),
+        platform.platform(),
+        llvm.get_host_cpu_name(),
+    ]
     digest.update("\0".join([*facts, features]).encode())
     return cache_folder() / digest.hexdigest()[:24]
 

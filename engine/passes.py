@@ -1,4 +1,4 @@
-"""Rewriting a graph before it is played: what a weight's type asks for, and models do not mention."""
+"""Rewriting a graph before it is played: what a weight's type asks for."""
 
 from __future__ import annotations
 

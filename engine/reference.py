@@ -22,7 +22,12 @@ class NumpyBackend:
     def __init__(self, graph: Graph, weights: WeightStore) -> None:
         assert graph.logits is not None
         self._nodes, self._logits = quantize_activations(graph, weights.block_of), graph.logits
-        named = [value for node in self._nodes for value in node.operands.values() if isinstance(value, Weight)]
+        named = [
+            value
+            for node in self._nodes
+            for value in node.operands.values()
+            if isinstance(value, Weight)
+        ]
         self._weights = {weight.name: weights.floats(weight) for weight in named}
 
     def forward(self, batch: Batch, cancellable: bool) -> np.ndarray:
@@ -40,7 +45,9 @@ class NumpyBackend:
         parts = []
         for i, state in enumerate(batch.states):
             rows = slice(batch.offsets[i], batch.offsets[i + 1])
-            operands = [self._operand(value, batch, values, state, rows) for value in node.operands.values()]
+            operands = [
+                self._operand(value, batch, values, state, rows) for value in node.operands.values()
+            ]
             parts.append(node.op.define(*operands, **node.attributes))
         return np.concatenate(parts).astype(np.float32, copy=False)
 

@@ -56,7 +56,13 @@ class Sampling:
         steps: list[Step] = [_bias(self.logit_bias), _penalties(self)]
         if self.temperature == 0:
             return [*steps, _top_k(1)]
-        return [*steps, _top_k(self.top_k), _top_p(self.top_p), _min_p(self.min_p), _tempered(self.temperature)]
+        return [
+            *steps,
+            _top_k(self.top_k),
+            _top_p(self.top_p),
+            _min_p(self.min_p),
+            _tempered(self.temperature),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,9 @@ def _bias(bias: Mapping[int, float]) -> Step:
     def step(candidates: Candidates, recent: Sequence[int]) -> Candidates:
         for token, amount in bias.items():
             if not 0 <= token < len(candidates.logits):
-                raise InvalidInput(f"logit_bias names the id {token}, which the model does not have")
+                raise InvalidInput(
+                    f"logit_bias names the id {token}, which the model does not have"
+                )
             candidates.logits[token] += amount
         return candidates
 

@@ -1,4 +1,4 @@
-"""A conversation with a model: feeds text, samples, streams, and can be saved between two tokens."""
+"""A conversation with a model, which can be saved between any two tokens."""
 
 from __future__ import annotations
 
@@ -63,7 +63,11 @@ class Session:
             raise InvalidInput("the prompt is empty; give some text to go on from")
         return self.model.tokenizer.encode(text, add_special=self.state.position == 0)
 
-    def feed(self, prompt: str | Sequence[int] | np.ndarray, progress: Callable[[int], None] | None = None) -> int:
+    def feed(
+        self,
+        prompt: str | Sequence[int] | np.ndarray,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
         """Read a prompt, text or ids; returns how many ids were read.
 
         Raises InvalidInput for an empty prompt.

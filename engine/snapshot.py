@@ -89,8 +89,8 @@ class Snapshot:
             raise InvalidFile(f"{path} is not a keelback snapshot")
         if metadata.get("version") != str(VERSION):
             raise InvalidFile(
-                f"{path} has the snapshot format {metadata.get('version')!r}, and this keelback reads "
-                f"{VERSION}; make it again with this version"
+                f"{path} has the snapshot format {metadata.get('version')!r}, and this keelback "
+                f"reads {VERSION}; make it again with this version"
             )
         text = metadata.get("facts", "")
         if metadata.get("checksum") != _checksum(tensors, text):
@@ -102,17 +102,27 @@ class Snapshot:
 
     @classmethod
     def _restore(
-        cls, path: Path, facts: dict[str, Any], tensors: dict[str, np.ndarray], model: Model, identity: str
+        cls,
+        path: Path,
+        facts: dict[str, Any],
+        tensors: dict[str, np.ndarray],
+        model: Model,
+        identity: str,
     ) -> Snapshot:
         if facts["model"] != model.fingerprint:
-            raise InvalidFile(f"{path} belongs to another model than {model.file.path}; load it with its own")
+            raise InvalidFile(
+                f"{path} belongs to another model than {model.file.path}; load it with its own"
+            )
         state = model.new_state()
         if "logits" in tensors:
             state.logits = _shaped(tensors["logits"], (model.vocabulary,))
         for name, view in state.tensors().items():
             view[:] = _shaped(tensors[f"state.{name}"], view.shape)
         position, state.digest = int(facts["position"]), int(facts["digest"])
-        columns = [_shaped(tensors[f"cache.{ref.name}"], (position, ref.width)) for ref in model.layout.caches]
+        columns = [
+            _shaped(tensors[f"cache.{ref.name}"], (position, ref.width))
+            for ref in model.layout.caches
+        ]
         state.reserve(position)
         for ref, rows in zip(model.layout.caches, columns, strict=True):
             CacheView(state, ref).write(rows)
@@ -129,7 +139,9 @@ class Snapshot:
             bytes.fromhex(saved["undecoded"]),
         )
         if facts["numerics"] != model.backend.numerics:
-            model.notice(f"{path} comes from {facts['numerics']}: it goes on, though not bit for bit")
+            model.notice(
+                f"{path} comes from {facts['numerics']}: it goes on, though not bit for bit"
+            )
         return cls(state, conversation, facts["numerics"], facts["parent"], facts["note"], identity)
 
     def _tensors(self) -> dict[str, np.ndarray]:
@@ -179,7 +191,9 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 def _shaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if array.shape != shape or array.dtype != np.float32:
-        raise ValueError(f"a tensor is {array.dtype} {list(array.shape)}, not float32 {list(shape)}")
+        raise ValueError(
+            f"a tensor is {array.dtype} {list(array.shape)}, not float32 {list(shape)}"
+        )
     return array
 
 

@@ -60,7 +60,7 @@ class State:
     """A sequence's memory.
 
     block     float32, all recurrent tensors and conv windows, one after another (see Layout)
-    pages     KV pages of PAGE_ROWS tokens; full ones are never written again, so that copies share them
+    pages     KV pages of PAGE_ROWS tokens; full ones are never written again: copies share them
     logits    float32 (vocabulary,): those of the next token, None before the first forward
     position  tokens read; `digest` is a rolling hash of their ids
     model     fingerprint of the model that the state belongs to
@@ -89,7 +89,13 @@ class State:
         block = aligned(self.layout.size)
         block[:] = self.block
         return State(
-            self.layout, self.model, block, self._copied_pages(), self.logits, self.position, self.digest
+            self.layout,
+            self.model,
+            block,
+            self._copied_pages(),
+            self.logits,
+            self.position,
+            self.digest,
         )
 
     def _copied_pages(self) -> list[np.ndarray]:
@@ -165,7 +171,9 @@ def check_states(states: Sequence[State], layout: Layout, model: str) -> None:
         if not isinstance(state, State):
             raise InvalidInput(f"a State is needed, not {type(state).__name__}")
         if state.model != model or state.layout != layout:
-            raise InvalidInput("the state belongs to another model; start a new one or load that model")
+            raise InvalidInput(
+                "the state belongs to another model; start a new one or load that model"
+            )
 
 
 def _copied(page: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Bytes in, text out: holds back characters that are not complete and text that may become a stop."""
+"""Bytes in, text out: holds back half characters, and text that may become a stop string."""
 
 from __future__ import annotations
 

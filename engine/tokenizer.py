@@ -56,8 +56,9 @@ class Tokenizer:
             self._split = _byte_level_splitter(keys, row, ids, types)
         elif kind == "llama":
             self._split = _sentencepiece_splitter(keys, texts, types)
-        self.add_bos = _adds(keys, "bos", self.bos_id, add_bos)
-        self.add_eos = _adds(keys, "eos", self.eos_id, False)
+        self._front = _added(keys, "bos", self.bos_id, add_bos)
+        self._behind = _added(keys, "eos", self.eos_id, False)
+        self.add_bos, self.add_eos = bool(self._front), bool(self._behind)
         self._strips_space = kind == "llama" and keys.get(_SPACE_PREFIX, bool, True)
         user_defined = [text for text in texts if types[ids[text]] == TokenType.USER_DEFINED]
         controls = (TokenType.CONTROL, TokenType.UNKNOWN)
@@ -101,7 +102,7 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError:
             raise InvalidInput("the text holds half a surrogate pair, which no token has") from None
-        ids = [self.bos_id] if add_special and self.add_bos else []
+        ids = list(self._front) if add_special else []
         pattern = self._special_pattern if parse_special else self._user_defined_pattern
         at = 0
         for match in pattern.finditer(text):
@@ -111,7 +112,7 @@ class Tokenizer:
             at = match.end()
         if at < len(text):
             ids += self._split(text[at:], at == 0)
-        return [*ids, self.eos_id] if add_special and self.add_eos else ids
+        return ids + self._behind if add_special else ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD.
@@ -153,8 +154,9 @@ class Tokenizer:
         key = f"tokenizer.ggml.{name}_token_id"
         token = keys.get(key, int, None)
         if token is None:
-            fits = default is not None and default < self.vocab_size
-            return default if fits and self._types[default] == TokenType.CONTROL else None
+            if default is None or default >= self.vocab_size:
+                return None
+            return default if self._types[default] == TokenType.CONTROL else None
         if not 0 <= token < self.vocab_size and self.kind != "none":
             raise keys.broken(key, f"is {token}, and there are {self.vocab_size} tokens")
         return token
@@ -219,15 +221,16 @@ class _Keys:
         return InvalidFile(f"{self.path}: {key} {what}; convert or download the model again")
 
 
-def _adds(keys: _Keys, name: str, token: int | None, default: bool) -> bool:
-    """Whether BOS or EOS is added to a text; a token to add must exist."""
+def _added(keys: _Keys, name: str, token: int | None, default: bool) -> list[int]:
+    """BOS or EOS where a file wants it added to a text, else nothing; it must exist."""
     key = f"tokenizer.ggml.add_{name}_token"
-    added = keys.get(key, bool, default)
-    if added and token is None:
+    if not keys.get(key, bool, default):
+        return []
+    if token is None:
         raise keys.broken(
             key, f"asks for a token that tokenizer.ggml.{name}_token_id does not name"
         )
-    return added
+    return [token]
 
 
 def _no_ids(_text: str, _first: bool) -> list[int]:

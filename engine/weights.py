@@ -30,7 +30,9 @@ class WeightStore:
     def __init__(self, file: GGUF, notice: Callable[[str], None]) -> None:
         self.file = file
         self._stored: dict[tuple[str, Any], Stored] = {}
-        odd = sorted({info.block.name for info in file.tensors.values() if info.block not in NATIVE})
+        odd = sorted(
+            {info.block.name for info in file.tensors.values() if info.block not in NATIVE}
+        )
         if odd:
             notice(f"tensors of type {', '.join(odd)} are widened to F16 in memory")
 
@@ -39,7 +41,7 @@ class WeightStore:
         return weight.block if weight.block in NATIVE else F16
 
     def get(self, weight: Weight, operand: Operand) -> Stored:
-        """The weight as the operand wants it: any native type for a matrix, packed F32 for a vector."""
+        """The weight as the operand wants it: a native type for a matrix, F32 for a vector."""
         key = (weight.name, operand.kind is Kind.MATRIX or operand.pack)
         if key not in self._stored:
             self._stored[key] = self._load(weight, operand)
@@ -53,7 +55,9 @@ class WeightStore:
         return values.astype(np.float16).astype(np.float32)
 
     def _values(self, weight: Weight) -> np.ndarray:
-        return blocks.dequantize(self.file.data(self.file.tensors[weight.name]), weight.block, weight.shape)
+        return blocks.dequantize(
+            self.file.data(self.file.tensors[weight.name]), weight.block, weight.shape
+        )
 
     def _load(self, weight: Weight, operand: Operand) -> Stored:
         if operand.kind is Kind.MATRIX:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from . import table
-from .intrinsics import atomic_add, f64, i64
+from .intrinsics import f64, i64
 from .jit import inline
+from .processor import atomic_add
 
 OPERANDS, FIELDS = table.OPERANDS, table.OPERAND_FIELDS
 ATTRIBUTES, ROWS, COUNTER = table.ATTRIBUTES, table.ROWS, table.COUNTER

@@ -37,7 +37,9 @@ def softplus(x: np.ndarray, bias: np.ndarray | None = None, *, scale: float = 1.
 
 def binary_shape(x: Any, y: Any) -> int:
     if x.width != y.width:
-        raise ShapeError(f"rows of {x.width} and {y.width} values cannot be combined element by element")
+        raise ShapeError(
+            f"rows of {x.width} and {y.width} values cannot be combined element by element"
+        )
     return x.width
 
 
@@ -47,12 +49,19 @@ def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def swiglu(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """silu(x) * y, the gate of a gated MLP and of Mamba-1's output. x, y: (T, D). Returns (T, D)."""
+    """silu(x) * y: a gated MLP, Mamba-1's output gate. x, y: (T, D). Returns (T, D)."""
     return x / (1 + np.exp(-x)) * y
 
 
 OPS = tuple(
-    Op(function.__name__, "activation", {"x": ROWS, "bias": OPTIONAL_VECTOR}, unary_shape, function, ("scale",))
+    Op(
+        function.__name__,
+        "activation",
+        {"x": ROWS, "bias": OPTIONAL_VECTOR},
+        unary_shape,
+        function,
+        ("scale",),
+    )
     for function in (silu, sigmoid, softplus)
 ) + tuple(
     Op(function.__name__, "activation", {"x": ROWS, "y": ROWS}, binary_shape, function)

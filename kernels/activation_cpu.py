@@ -17,7 +17,12 @@ FLOAT = 4
 def _unary(name, function):
     @kernel(name)
     def unary(op, context, thread, threads):
-        out, x, columns, count = address(op, context, OUT), address(op, context, X), width(op, OUT), rows(op, context)
+        out, x, columns, count = (
+            address(op, context, OUT),
+            address(op, context, X),
+            width(op, OUT),
+            rows(op, context),
+        )
         scale, biased = np.float32(number(op, 0)), present(op, Y)
         bias = address(op, context, Y) if biased else 0
         block = claim(op, context)
@@ -41,7 +46,11 @@ def _binary(name, function):
         block = claim(op, context)
         while block * ROWS_A_BLOCK < count:
             for row in range(block * ROWS_A_BLOCK, min(count, (block + 1) * ROWS_A_BLOCK)):
-                left, right, target = x + row * stride(op, X), y + row * stride(op, Y), out + row * stride(op, OUT)
+                left, right, target = (
+                    x + row * stride(op, X),
+                    y + row * stride(op, Y),
+                    out + row * stride(op, OUT),
+                )
                 for column in range(0, columns, LANES):
                     lanes = min(LANES, columns - column)
                     a = load_first(left + FLOAT * column, lanes)

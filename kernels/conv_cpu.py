@@ -44,9 +44,13 @@ def causal_conv(op, context, thread, threads):
                     source = tap_address(x, step, window_end, columns, first, row, taps - 1 - tap)
                     factor = load_first(weight + tap * FLOAT * columns + at, lanes)
                     total = fma(load_first(source + at, lanes), factor, total)
-                store_first(out + row * stride(op, OUT) + at, silu(total) if activate != 0 else total, lanes)
+                store_first(
+                    out + row * stride(op, OUT) + at, silu(total) if activate != 0 else total, lanes
+                )
             # Oldest first, so that no input is overwritten before it has moved on.
             for tap in range(taps - 1):
                 source = tap_address(x, step, window_end, columns, first, end, taps - 1 - tap)
-                store_first(window + tap * FLOAT * columns + at, load_first(source + at, lanes), lanes)
+                store_first(
+                    window + tap * FLOAT * columns + at, load_first(source + at, lanes), lanes
+                )
         block = claim(op, context)

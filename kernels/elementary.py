@@ -1,4 +1,4 @@
-"""exp, log and what is made of them, on 16 lanes: our own, so that the bits are the same everywhere.
+"""exp, log and what is made of them, on 16 lanes: our own, so that bits are the same everywhere.
 
 Constants are those of Cephes' single-precision functions (Moshier); errors stay below 2 ulp.
 """
@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import exponent, fma, mantissa, nearest, scale_by_power, splat, where_equal, where_less
+from .intrinsics import (
+    exponent,
+    fma,
+    mantissa,
+    nearest,
+    scale_by_power,
+    splat,
+    where_equal,
+    where_less,
+)
 from .jit import inline
 
 _F = np.float32
@@ -20,7 +29,14 @@ SOFTPLUS_LINEAR = _F(20)
 
 E0, E1, E2, E3, E4, E5 = (
     _F(value)
-    for value in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+    for value in (
+        1.9875691500e-4,
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        0.5,
+    )
 )
 L0, L1, L2, L3, L4, L5, L6, L7, L8 = (
     _F(value)
@@ -89,5 +105,7 @@ def softplus(x):
     # log(1 + e) loses e's low bits in the sum; e / ((1 + e) - 1) puts them back (Kahan).
     u = e + ONE
     lost = u - ONE
-    small = where_equal(lost, splat(ZERO), e, log(u) * (e / where_equal(lost, splat(ZERO), splat(ONE), lost)))
+    small = where_equal(
+        lost, splat(ZERO), e, log(u) * (e / where_equal(lost, splat(ZERO), splat(ONE), lost))
+    )
     return where_less(splat(SOFTPLUS_LINEAR), x, x, small)

@@ -6,7 +6,15 @@ import numpy as np
 
 from .access import address, claim, indices, rows, stride, width
 from .intrinsics import (
-    LANES, f16_at, f32, i8, i64, load_first, load_first_bf16, load_first_f16, store_first,
+    LANES,
+    f16_at,
+    f32,
+    i8,
+    i64,
+    load_first,
+    load_first_bf16,
+    load_first_f16,
+    store_first,
 )  # fmt: skip
 from .jit import inline, kernel
 
@@ -20,7 +28,9 @@ def _copy(load_lanes, element_bytes):
     def copy(source, target, columns):
         for column in range(0, columns, LANES):
             lanes = min(LANES, columns - column)
-            store_first(target + FLOAT * column, load_lanes(source + element_bytes * column, lanes), lanes)
+            store_first(
+                target + FLOAT * column, load_lanes(source + element_bytes * column, lanes), lanes
+            )
 
     return copy
 
@@ -37,7 +47,11 @@ def _copy_q8_0(source, target, columns):
 def _embedding(name, copy):
     @kernel(f"embedding.{name}")
     def embedding(op, context, thread, threads):
-        out, weight, ids = address(op, context, OUT), address(op, context, WEIGHT), i64(indices(op, context, INDEX))
+        out, weight, ids = (
+            address(op, context, OUT),
+            address(op, context, WEIGHT),
+            i64(indices(op, context, INDEX)),
+        )
         count, columns = rows(op, context), width(op, OUT)
         row = claim(op, context)
         while row < count:

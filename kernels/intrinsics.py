@@ -1,4 +1,4 @@
-"""What kernels are written with: addresses as pointers, vectors of 16 floats, atomics.
+"""What kernels are written with: addresses as pointers, and vectors of 16 floats.
 
 Every intrinsic emits a few LLVM instructions. Vector loads and stores take a number of lanes, so
 that the tail of a row goes through the same instructions as its body and comes to the same bits.
@@ -13,13 +13,12 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import models, register_model
 
-from .jit import inline, intrinsic, overload
+from .jit import intrinsic, overload
 
 LANES = 16
 
-_I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F16, _F32, _F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
-_X86 = ("x86_64", "amd64", "i686")
 
 
 class VectorType(types.Type):
@@ -42,7 +41,7 @@ def _lanes(element: ir.Type, count: int = LANES) -> ir.VectorType:
     return ir.VectorType(element, count)
 
 
-def _call(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
+def call_llvm(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
     """Call an LLVM intrinsic or a C function by name."""
     kind = ir.FunctionType(result, [arg.type for arg in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
@@ -51,10 +50,12 @@ def _call(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) ->
 def _splat(builder: ir.IRBuilder, value: ir.Value, count: int = LANES) -> ir.Value:
     vector = _lanes(value.type, count)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
-    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), ir.Constant(_lanes(_I32, count), None))
+    return builder.shuffle_vector(
+        first, ir.Constant(vector, ir.Undefined), ir.Constant(_lanes(_I32, count), None)
+    )
 
 
-def _pointer(builder: ir.IRBuilder, address: ir.Value, element: ir.Type) -> ir.Value:
+def pointer_to(builder: ir.IRBuilder, address: ir.Value, element: ir.Type) -> ir.Value:
     return builder.inttoptr(address, element.as_pointer())
 
 
@@ -65,7 +66,7 @@ def _view(numba_type, element):
     @intrinsic
     def view(_typing, address):
         def emit(context, builder, signature, args):
-            return _pointer(builder, args[0], element)
+            return pointer_to(builder, args[0], element)
 
         return types.CPointer(numba_type)(types.int64), emit
 
@@ -85,7 +86,7 @@ def f16_at(_typing, address):
     """The half at an address, as float32."""
 
     def emit(context, builder, signature, args):
-        value = builder.load(_pointer(builder, args[0], _F16), align=1)
+        value = builder.load(pointer_to(builder, args[0], _F16), align=1)
         return builder.fpext(value, _F32)
 
     return types.float32(types.int64), emit
@@ -96,7 +97,7 @@ def bf16_at(_typing, address):
     """The bfloat16 at an address, as float32."""
 
     def emit(context, builder, signature, args):
-        bits = builder.load(_pointer(builder, args[0], _I16), align=1)
+        bits = builder.load(pointer_to(builder, args[0], _I16), align=1)
         return builder.bitcast(builder.shl(builder.zext(bits, _I32), _I32(16)), _F32)
 
     return types.float32(types.int64), emit
@@ -113,9 +114,11 @@ def _first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
 
 def _masked_load(builder, address, element, name, count):
     vector = _lanes(element)
-    pointer = _pointer(builder, address, vector)
+    pointer = pointer_to(builder, address, vector)
     zero, mask = ir.Constant(vector, None), _first_lanes(builder, count)
-    return _call(builder, f"llvm.masked.load.v16{name}.p0", vector, pointer, _I32(1), mask, zero)
+    return call_llvm(
+        builder, f"llvm.masked.load.v16{name}.p0", vector, pointer, _I32(1), mask, zero
+    )
 
 
 def _widen_f16(builder, half):
@@ -133,7 +136,9 @@ def _loads(element, name, widen):
     @intrinsic
     def load(_typing, address):
         def emit(context, builder, signature, args):
-            return widen(builder, builder.load(_pointer(builder, args[0], _lanes(element)), align=1))
+            return widen(
+                builder, builder.load(pointer_to(builder, args[0], _lanes(element)), align=1)
+            )
 
         return f32x16(types.int64), emit
 
@@ -157,7 +162,7 @@ def store(_typing, address, vector):
     """Store 16 floats."""
 
     def emit(context, builder, signature, args):
-        builder.store(args[1], _pointer(builder, args[0], _lanes(_F32)), align=1)
+        builder.store(args[1], pointer_to(builder, args[0], _lanes(_F32)), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, f32x16), emit
@@ -169,8 +174,10 @@ def store_first(_typing, address, vector, count):
 
     def emit(context, builder, signature, args):
         address, vector, count = args
-        pointer, mask = _pointer(builder, address, vector.type), _first_lanes(builder, count)
-        _call(builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), vector, pointer, _I32(1), mask)
+        pointer, mask = pointer_to(builder, address, vector.type), _first_lanes(builder, count)
+        call_llvm(
+            builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), vector, pointer, _I32(1), mask
+        )
         return context.get_dummy_value()
 
     return types.void(types.int64, f32x16, types.int64), emit
@@ -192,12 +199,16 @@ def _lanewise(emit_lanes, arity):
 
         @intrinsic
         def function(_typing, a):
-            return f32x16(f32x16), lambda context, builder, signature, args: emit_lanes(builder, *args)
+            return f32x16(f32x16), lambda context, builder, signature, args: emit_lanes(
+                builder, *args
+            )
     elif arity == 2:
 
         @intrinsic
         def function(_typing, a, b):
-            return f32x16(f32x16, f32x16), lambda context, builder, signature, args: emit_lanes(builder, *args)
+            return f32x16(f32x16, f32x16), lambda context, builder, signature, args: emit_lanes(
+                builder, *args
+            )
     else:
 
         @intrinsic
@@ -212,9 +223,9 @@ _add = _lanewise(lambda builder, a, b: builder.fadd(a, b), 2)
 _sub = _lanewise(lambda builder, a, b: builder.fsub(a, b), 2)
 _mul = _lanewise(lambda builder, a, b: builder.fmul(a, b), 2)
 _div = _lanewise(lambda builder, a, b: builder.fdiv(a, b), 2)
-fma = _lanewise(lambda builder, *abc: _call(builder, "llvm.fma.v16f32", abc[0].type, *abc), 3)
-absolute = _lanewise(lambda builder, a: _call(builder, "llvm.fabs.v16f32", a.type, a), 1)
-nearest = _lanewise(lambda builder, a: _call(builder, "llvm.rint.v16f32", a.type, a), 1)
+fma = _lanewise(lambda builder, *abc: call_llvm(builder, "llvm.fma.v16f32", abc[0].type, *abc), 3)
+absolute = _lanewise(lambda builder, a: call_llvm(builder, "llvm.fabs.v16f32", a.type, a), 1)
+nearest = _lanewise(lambda builder, a: call_llvm(builder, "llvm.rint.v16f32", a.type, a), 1)
 
 
 def _choose(comparison):
@@ -223,7 +234,9 @@ def _choose(comparison):
     @intrinsic
     def choose(_typing, a, b, c, d):
         def emit(context, builder, signature, args):
-            return builder.select(builder.fcmp_ordered(comparison, args[0], args[1]), args[2], args[3])
+            return builder.select(
+                builder.fcmp_ordered(comparison, args[0], args[1]), args[2], args[3]
+            )
 
         return f32x16(f32x16, f32x16, f32x16, f32x16), emit
 
@@ -255,7 +268,9 @@ def _fold(builder: ir.IRBuilder, vector: ir.Value, combine) -> ir.Value:
     while count > 1:
         count //= 2
         low, high = (
-            builder.shuffle_vector(vector, vector, ir.Constant(_lanes(_I32, count), list(range(start, start + count))))
+            builder.shuffle_vector(
+                vector, vector, ir.Constant(_lanes(_I32, count), list(range(start, start + count)))
+            )
             for start in (0, count)
         )
         vector = combine(builder, low, high)
@@ -264,7 +279,7 @@ def _fold(builder: ir.IRBuilder, vector: ir.Value, combine) -> ir.Value:
 
 def _maximum(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """The larger one of each lane; NaN where either is NaN."""
-    return _call(builder, f"llvm.maximum.v{a.type.count}f32", a.type, a, b)
+    return call_llvm(builder, f"llvm.maximum.v{a.type.count}f32", a.type, a, b)
 
 
 maximum = _lanewise(_maximum, 2)
@@ -287,17 +302,20 @@ max_lanes = _reduction(_maximum)
 
 @intrinsic
 def dot_bytes(_typing, a, b):
-    """Products of two blocks of 32 signed bytes, summed in pairs (i, i + 16): exact, as 16 floats."""
+    """Products of 32 signed bytes each, summed in pairs (i, i + 16): exact, as 16 floats."""
 
     def emit(context, builder, signature, args):
         bytes32, words32 = _lanes(_I8, 32), _lanes(_I16, 32)
         a, b = (
-            builder.sext(builder.load(_pointer(builder, address, bytes32), align=1), words32) for address in args
+            builder.sext(builder.load(pointer_to(builder, address, bytes32), align=1), words32)
+            for address in args
         )
         product = builder.mul(a, b)
         low, high = (
             builder.sext(
-                builder.shuffle_vector(product, product, ir.Constant(_lanes(_I32), list(range(start, start + 16)))),
+                builder.shuffle_vector(
+                    product, product, ir.Constant(_lanes(_I32), list(range(start, start + 16)))
+                ),
                 _lanes(_I32),
             )
             for start in (0, LANES)
@@ -312,9 +330,9 @@ def store_bytes(_typing, address, vector):
     """Round 16 floats within [-128, 127] to the nearest, ties to even, and store them as bytes."""
 
     def emit(context, builder, signature, args):
-        rounded = _call(builder, "llvm.rint.v16f32", args[1].type, args[1])
+        rounded = call_llvm(builder, "llvm.rint.v16f32", args[1].type, args[1])
         narrow = builder.fptosi(rounded, _lanes(_I8))
-        builder.store(narrow, _pointer(builder, args[0], narrow.type), align=1)
+        builder.store(narrow, pointer_to(builder, args[0], narrow.type), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, f32x16), emit
@@ -350,105 +368,12 @@ def _bits(value: int) -> ir.Constant:
 
 #: The exponent e and the mantissa m in [0.5, 1) of positive numbers x = m 2**e.
 exponent = _float_bits(
-    lambda builder, x: builder.sitofp(builder.sub(builder.lshr(x, _bits(23)), _bits(126)), _lanes(_F32))
+    lambda builder, x: builder.sitofp(
+        builder.sub(builder.lshr(x, _bits(23)), _bits(126)), _lanes(_F32)
+    )
 )
 mantissa = _float_bits(
     lambda builder, x: builder.bitcast(
         builder.or_(builder.and_(x, _bits(0x007FFFFF)), _bits(0x3F000000)), _lanes(_F32)
     )
 )
-
-
-# ---- threads
-
-
-@intrinsic
-def atomic_add(_typing, address, value):
-    """Add to the int64 at an address and return what was there; acquires and releases."""
-
-    def emit(context, builder, signature, args):
-        return builder.atomic_rmw("add", _pointer(builder, args[0], _I64), args[1], "acq_rel")
-
-    return types.int64(types.int64, types.int64), emit
-
-
-@intrinsic
-def atomic_load(_typing, address):
-    """The int64 at an address, with acquire."""
-
-    def emit(context, builder, signature, args):
-        return builder.load_atomic(_pointer(builder, args[0], _I64), "acquire", 8)
-
-    return types.int64(types.int64), emit
-
-
-@intrinsic
-def pause(_typing):
-    """Tell the processor that this is a spin loop."""
-
-    def emit(context, builder, signature, args):
-        if builder.module.triple.startswith(_X86):
-            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
-        return context.get_dummy_value()
-
-    return types.void(), emit
-
-
-@intrinsic
-def call_kernel(_typing, kernel, op, context, thread, threads):
-    """Call the kernel at an address."""
-
-    def emit(context, builder, signature, args):
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * 4)
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), emit
-
-
-@intrinsic
-def call_void(_typing, function):
-    """Call the C function without arguments at an address."""
-
-    def emit(context, builder, signature, args):
-        kind = ir.FunctionType(_I32, [])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), [])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), emit
-
-
-# MXCSR's bits 6 and 15: denormal numbers count as zero, coming in and going out.
-_FLUSH_X86 = 0x8040
-
-
-@intrinsic
-def flush_denormals(_typing):
-    """Treat denormals as zero in this thread; returns what `restore_denormals` needs."""
-
-    def emit(context, builder, signature, args):
-        slot = cgutils.alloca_once(builder, _I32)
-        builder.store(_I32(0), slot)
-        if builder.module.triple.startswith(_X86):
-            _call(builder, "llvm.x86.sse.stmxcsr", ir.VoidType(), slot)
-            before = builder.load(slot)
-            builder.store(builder.or_(before, _I32(_FLUSH_X86)), slot)
-            _call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), slot)
-            return builder.zext(before, _I64)
-        return _I64(0)
-
-    return types.int64(), emit
-
-
-@intrinsic
-def restore_denormals(_typing, before):
-    """Put this thread's floating-point mode back."""
-
-    def emit(context, builder, signature, args):
-        if builder.module.triple.startswith(_X86):
-            slot = cgutils.alloca_once(builder, _I32)
-            builder.store(builder.trunc(args[0], _I32), slot)
-            _call(builder, "llvm.x86.sse.ldmxcsr", ir.VoidType(), slot)
-        return context.get_dummy_value()
-
-    return types.void(types.int64), emit

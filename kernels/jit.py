@@ -31,7 +31,7 @@ _KERNELS: dict[str, Callable[..., None]] = {}
 
 
 def kernel(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a kernel under `<op>` or `<op>.<variant>`; it is compiled when a program needs it."""
+    """Register a kernel as `<op>` or `<op>.<variant>`; it is compiled when it is needed."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         _KERNELS[name] = function

@@ -28,7 +28,9 @@ def linear_shape(x: Any, weight: Weight, bias: Weight | None = None, *, width: i
     return width
 
 
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, *, width: int) -> np.ndarray:
+def linear(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, *, width: int
+) -> np.ndarray:
     """y = W x + b, row by row.
 
     x: (T, K) float32, or what `quantize` makes of it where W is Q8_0. weight: (width, K) float32.
@@ -59,7 +61,7 @@ def quantize(x: np.ndarray) -> np.ndarray:
     x: (T, K) float32. Returns (T, quantized_width(K)) float32 slots: K bytes, then K / 32 scales.
     Values are rounded to the nearest, ties to even.
     """
-    blocks = x.reshape(len(x), -1, BLOCK)
+    blocks = x.reshape(len(x), x.shape[1] // BLOCK, BLOCK)
     largest = np.abs(blocks).max(axis=2)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
     q = np.rint(blocks * inverse[..., None]).astype(np.int8).reshape(x.shape)
@@ -70,7 +72,7 @@ def dequantize(slots: np.ndarray) -> np.ndarray:
     """The values that `quantize` kept: (T, quantized_width(K)) -> (T, K) float32."""
     count = slots.shape[1] // (BLOCK // 4 + 1)
     q = np.ascontiguousarray(slots[:, :-count]).view(np.int8).reshape(len(slots), count, BLOCK)
-    return (q * slots[:, -count:, None]).reshape(len(slots), -1)
+    return (q * slots[:, -count:, None]).reshape(len(slots), count * BLOCK)
 
 
 OPS = (

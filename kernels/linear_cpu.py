@@ -10,8 +10,23 @@ import numpy as np
 
 from .access import address, claim, present, rows, stride, width
 from .intrinsics import (
-    LANES, absolute, dot_bytes, f16_at, f32, fma, load, load_bf16, load_f16, load_first,
-    load_first_bf16, load_first_f16, max_lanes, maximum, splat, store_bytes, sum_lanes,
+    LANES,
+    absolute,
+    dot_bytes,
+    f16_at,
+    f32,
+    fma,
+    load,
+    load_bf16,
+    load_f16,
+    load_first,
+    load_first_bf16,
+    load_first_f16,
+    max_lanes,
+    maximum,
+    splat,
+    store_bytes,
+    sum_lanes,
 )  # fmt: skip
 from .jit import inline, kernel
 from .linear import BLOCK
@@ -39,7 +54,10 @@ def _float_dots(load_weight, load_first_weight, element_bytes):
             lanes, at = columns - whole, x + FLOAT * whole
             w = load_first_weight(weight + element_bytes * whole, lanes)
             a, b = fma(w, load_first(at, lanes), a), fma(w, load_first(at + step, lanes), b)
-            c, d = fma(w, load_first(at + 2 * step, lanes), c), fma(w, load_first(at + 3 * step, lanes), d)
+            c, d = (
+                fma(w, load_first(at + 2 * step, lanes), c),
+                fma(w, load_first(at + 3 * step, lanes), d),
+            )
         return sum_lanes(a), sum_lanes(b), sum_lanes(c), sum_lanes(d)
 
     @inline
@@ -47,7 +65,9 @@ def _float_dots(load_weight, load_first_weight, element_bytes):
         total = splat(ZERO)
         whole = columns // LANES * LANES
         for column in range(0, whole, LANES):
-            total = fma(load_weight(weight + element_bytes * column), load(x + FLOAT * column), total)
+            total = fma(
+                load_weight(weight + element_bytes * column), load(x + FLOAT * column), total
+            )
         if whole < columns:
             lanes = columns - whole
             w = load_first_weight(weight + element_bytes * whole, lanes)
@@ -100,7 +120,11 @@ def _linear(name, four, one):
 
     @kernel(f"linear.{name}")
     def linear(op, context, thread, threads):
-        out, x, weight = address(op, context, OUT), address(op, context, X), address(op, context, WEIGHT)
+        out, x, weight = (
+            address(op, context, OUT),
+            address(op, context, X),
+            address(op, context, WEIGHT),
+        )
         outputs, columns, count = width(op, OUT), width(op, WEIGHT), rows(op, context)
         bias = address(op, context, BIAS) if present(op, BIAS) else 0
         block = claim(op, context)
@@ -122,7 +146,12 @@ _linear("q8_0", _four_q8_0, _one_q8_0)
 
 @kernel("quantize")
 def quantize(op, context, thread, threads):
-    out, x, columns, count = address(op, context, 0), address(op, context, 1), width(op, 1), rows(op, context)
+    out, x, columns, count = (
+        address(op, context, 0),
+        address(op, context, 1),
+        width(op, 1),
+        rows(op, context),
+    )
     row = claim(op, context)
     while row < count:
         target, source = out + row * stride(op, 0), x + row * stride(op, 1)

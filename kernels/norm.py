@@ -13,12 +13,20 @@ GATE_FIRST, NORM_FIRST = 1, 2
 
 
 def rms_norm_shape(
-    x: Any, weight: Weight | None = None, gate: Any = None, *, eps: float, groups: int = 1, order: int = 0
+    x: Any,
+    weight: Weight | None = None,
+    gate: Any = None,
+    *,
+    eps: float,
+    groups: int = 1,
+    order: int = 0,
 ) -> int:
     if x.width % groups or (gate is not None and gate.width != x.width):
         raise ShapeError(f"a row of {x.width} values cannot be normalised in {groups} groups")
     if weight is not None and weight.size not in (x.width, x.width // groups):
-        raise ShapeError(f"tensor {weight.name} has the shape {list(weight.shape)} where [{x.width}] is needed")
+        raise ShapeError(
+            f"tensor {weight.name} has the shape {list(weight.shape)} where [{x.width}] is needed"
+        )
     return x.width
 
 
@@ -40,7 +48,7 @@ def rms_norm(
     silu = None if gate is None else gate / (1 + np.exp(-gate))
     if order == GATE_FIRST:
         x = x * silu
-    parts = x.reshape(len(x), groups, -1)
+    parts = x.reshape(len(x), groups, x.shape[1] // groups)
     mean = np.mean(np.square(parts, dtype=np.float64), axis=2, keepdims=True)
     y = parts / np.sqrt(mean + eps)
     if weight is not None:
@@ -60,7 +68,7 @@ def l2_norm(x: np.ndarray, *, eps: float, groups: int, scale: float = 1.0) -> np
 
     x: (T, D). Returns (T, D). Source: the queries and keys of Gated DeltaNet, arXiv 2412.06464.
     """
-    parts = x.reshape(len(x), groups, -1)
+    parts = x.reshape(len(x), groups, x.shape[1] // groups)
     total = np.sum(np.square(parts, dtype=np.float64), axis=2, keepdims=True)
     return (parts / np.sqrt(total + eps) * scale).reshape(x.shape).astype(np.float32)
 

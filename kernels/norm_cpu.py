@@ -30,7 +30,9 @@ def gated(x, gate, out, columns):
     """out = x * silu(gate)."""
     for column in range(0, columns, LANES):
         lanes = min(LANES, columns - column)
-        value = load_first(x + FLOAT * column, lanes) * silu(load_first(gate + FLOAT * column, lanes))
+        value = load_first(x + FLOAT * column, lanes) * silu(
+            load_first(gate + FLOAT * column, lanes)
+        )
         store_first(out + FLOAT * column, value, lanes)
 
 
@@ -82,5 +84,12 @@ def l2_norm(op, context, thread, threads):
         for group in range(groups):
             source = x + row * stride(op, X) + group * FLOAT * columns
             factor = scale / np.sqrt(square_sum(source, columns) + eps)
-            scaled(source, 0, False, factor, out + row * stride(op, OUT) + group * FLOAT * columns, columns)
+            scaled(
+                source,
+                0,
+                False,
+                factor,
+                out + row * stride(op, OUT) + group * FLOAT * columns,
+                columns,
+            )
         row = claim(op, context)

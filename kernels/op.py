@@ -71,8 +71,8 @@ def expect(weight: Weight | None, *shape: int) -> None:
         return
     if [n for n in weight.shape if n != 1] != [n for n in shape if n != 1]:
         raise ShapeError(
-            f"tensor {weight.name} has the shape {list(weight.shape)} where {list(shape)} is needed; "
-            "the file is damaged or was written for another version of the architecture"
+            f"tensor {weight.name} has the shape {list(weight.shape)} where {list(shape)} is "
+            "needed; the file is damaged or of another version of the architecture"
         )
 
 
@@ -100,11 +100,15 @@ class Op:
     def defaults(self) -> dict[str, Any]:
         """Attributes that the definition does not insist on."""
         parameters = inspect.signature(self.define).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+        return {
+            p.name: p.default
+            for p in parameters
+            if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+        }
 
     @property
     def kernels(self) -> str:
-        """The module that holds the op's compiled kernels: the sibling of the one that defines it."""
+        """The module with the op's compiled kernels: the sibling of the one that defines it."""
         return f"{self.define.__module__}_cpu"
 
     @property

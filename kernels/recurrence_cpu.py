@@ -1,7 +1,7 @@
 """Numba kernels of `recurrence.py`: columns of S in lanes, so that a sum over keys has one order.
 
-A strip of 16 columns of one head's state stays in the cache while all rows pass over it; the columns
-of S never meet, so strips go to any thread.
+A strip of 16 columns of one head's state stays in the cache while all rows pass over it; the
+columns of S never meet, so strips go to any thread.
 """
 
 from __future__ import annotations
@@ -53,16 +53,34 @@ def _recurrence(decay, erase):
     def recurrence(op, context, thread, threads):
         heads, key_heads, mapping = integer(op, 0), integer(op, 1), integer(op, 2)
         d_key, d_value = width(op, K) // key_heads, width(op, V) // heads
-        out, q, k, v = address(op, context, OUT), address(op, context, Q), address(op, context, K), address(op, context, V)
-        dts, betas, rates = address(op, context, DT), address(op, context, BETA), f32(address(op, context, A))
+        out, q, k, v = (
+            address(op, context, OUT),
+            address(op, context, Q),
+            address(op, context, K),
+            address(op, context, V),
+        )
+        dts, betas, rates = (
+            address(op, context, DT),
+            address(op, context, BETA),
+            f32(address(op, context, A)),
+        )
         skips = address(op, context, D) if present(op, D) else 0
         strips, step = (d_value + LANES - 1) // LANES, FLOAT * d_value
         block = claim(op, context)
         while block < sequences(context) * heads * strips:
-            sequence, head, strip = block // (heads * strips), block // strips % heads, block % strips
+            sequence, head, strip = (
+                block // (heads * strips),
+                block // strips % heads,
+                block % strips,
+            )
             key_head = head // (heads // key_heads) if mapping == GROUPED else head % key_heads
-            lanes, column = min(LANES, d_value - LANES * strip), FLOAT * (head * d_value + LANES * strip)
-            matrix = state(op, context, STATE, sequence) + FLOAT * (head * d_key * d_value + LANES * strip)
+            lanes, column = (
+                min(LANES, d_value - LANES * strip),
+                FLOAT * (head * d_value + LANES * strip),
+            )
+            matrix = state(op, context, STATE, sequence) + FLOAT * (
+                head * d_key * d_value + LANES * strip
+            )
             for row in range(first_row(context, sequence), first_row(context, sequence + 1)):
                 keys = f32(k + row * stride(op, K) + FLOAT * key_head * d_key)
                 queries = f32(q + row * stride(op, Q) + FLOAT * key_head * d_key)
@@ -73,7 +91,9 @@ def _recurrence(decay, erase):
                 if erases:
                     write = value - stored(matrix, step, keys, dt, rates[head], decay, d_key, lanes)
                 write = write * f32(betas + row * stride(op, BETA))[head]
-                total = update(matrix, step, keys, queries, dt, rates[head], decay, write, d_key, lanes)
+                total = update(
+                    matrix, step, keys, queries, dt, rates[head], decay, write, d_key, lanes
+                )
                 if skips != 0:
                     total = fma(value, splat(f32(skips)[head]), total)
                 store_first(out + row * stride(op, OUT) + column, total, lanes)

@@ -30,7 +30,7 @@ def selective_scan(
     *,
     d_state: int,
 ) -> np.ndarray:
-    """S[n, i] = exp(dt[i] A[i, n]) S[n, i] + dt[i] x[i] B[n];  y[i] = sum_n C[n] S[n, i] + D[i] x[i].
+    """S[n, i] = exp(dt[i] A[i, n]) S[n, i] + dt[i] x[i] B[n];  y = C S + D x.
 
     x, dt: (T, I), rows of one sequence. b, c: (T, N). state: (N, I), updated. a: (I, N), negative.
     d: (I,). Returns (T, I). Source: Mamba, arXiv 2312.00752, algorithm 2.

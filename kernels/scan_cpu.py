@@ -15,7 +15,12 @@ FLOAT = 4
 def selective_scan(op, context, thread, threads):
     columns, d_state = width(op, OUT), integer(op, 0)
     out, x, dt = address(op, context, OUT), address(op, context, X), address(op, context, DT)
-    b, c, a, d = (address(op, context, B), address(op, context, C), address(op, context, A), address(op, context, D))
+    b, c, a, d = (
+        address(op, context, B),
+        address(op, context, C),
+        address(op, context, A),
+        address(op, context, D),
+    )
     strips = (columns + LANES - 1) // LANES
     block = claim(op, context)
     while block < strips * sequences(context):

@@ -14,7 +14,8 @@ ROWS = 3  # context field with the number of rows
 OPERANDS = 4
 OPERAND_FIELDS = 4
 MAX_OPERANDS = 12
-ATTRIBUTES = OPERANDS + OPERAND_FIELDS * MAX_OPERANDS  # whole numbers as such, others as float64 bits
+# Attributes: whole numbers as such, others as the bits of a float64.
+ATTRIBUTES = OPERANDS + OPERAND_FIELDS * MAX_OPERANDS
 MAX_ATTRIBUTES = 12
 RECORD = ATTRIBUTES + MAX_ATTRIBUTES
 

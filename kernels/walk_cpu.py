@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from . import table
-from .intrinsics import atomic_add, atomic_load, call_kernel, call_void, flush_denormals, i64, pause, restore_denormals
+from .intrinsics import i64
 from .jit import inline, kernel
+from .processor import (
+    atomic_add,
+    atomic_load,
+    call_kernel,
+    call_void,
+    flush_denormals,
+    pause,
+    restore_denormals,
+)
 
 KERNEL, WAIT, RECORD_BYTES = table.KERNEL, table.WAIT, 8 * table.RECORD
-OPS, BARRIER, CANCEL, YIELD, DELAY = table.OPS, table.BARRIER, table.CANCEL, table.YIELD, table.DELAY
+OPS, BARRIER, CANCEL, YIELD, DELAY = (
+    table.OPS,
+    table.BARRIER,
+    table.CANCEL,
+    table.YIELD,
+    table.DELAY,
+)
 
 #: Pauses before a waiting thread gives up the processor: about 20 microseconds.
 SPINS = 600

@@ -30,11 +30,13 @@ def build(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: 
     """
     name = metadata.get("general.architecture")
     for module in _modules():
-        if module.ARCHITECTURE == name:
+        if name == module.ARCHITECTURE:
             break
     else:
         known = ", ".join(architectures())
-        raise UnsupportedModel(f"{path}: the architecture {name!r} is not known; keelback runs {known}")
+        raise UnsupportedModel(
+            f"{path}: the architecture {name!r} is not known; keelback runs {known}"
+        )
     graph = Graph()
     hyperparameters = Hyperparameters(metadata, path, name)
     try:

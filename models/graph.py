@@ -22,7 +22,7 @@ ALIGN = 16
 
 @dataclass(eq=False, slots=True)
 class Buffer:
-    """Rows of `width` float32 that one op writes; `outputs` marks rows asked for, not all tokens."""
+    """Rows of `width` float32 that one op writes: all tokens, or the `outputs` asked for."""
 
     width: int
     outputs: bool = False
@@ -89,7 +89,8 @@ class Graph:
         """Add an op and return the value it produces.
 
         A namespace stands for its `.weight`, and fills the op's `bias` slot with its `.bias` where
-        the file has one. Raises ShapeError where shapes do not fit, InvalidFile where a tensor is missing.
+        the file has one. Raises ShapeError where shapes do not fit, InvalidFile for a missing
+        tensor.
         """
         given = iter(operands)
         bound: dict[str, Any] = {}
@@ -118,7 +119,9 @@ class Graph:
         starts = [value.start + sum(widths[:i]) for i in range(len(widths))]
         if sum(widths) != value.width:
             raise ValueError(f"{widths} do not add up to {value.width}")
-        return [Value(value.buffer, start, width) for start, width in zip(starts, widths, strict=True)]
+        return [
+            Value(value.buffer, start, width) for start, width in zip(starts, widths, strict=True)
+        ]
 
     def state(self, name: str, *shape: int) -> StateRef:
         """Reserve a tensor in the state block; every tensor starts on a cache line."""
@@ -135,7 +138,11 @@ class Graph:
     @property
     def state_size(self) -> int:
         """Floats of one sequence's state block."""
-        return -(-(self.states[-1].offset + self.states[-1].size) // ALIGN) * ALIGN if self.states else 0
+        return (
+            -(-(self.states[-1].offset + self.states[-1].size) // ALIGN) * ALIGN
+            if self.states
+            else 0
+        )
 
     @property
     def cache_width(self) -> int:
@@ -174,7 +181,9 @@ class Namespace:
         weight = self.get("weight")
         if weight is None:
             name = self._prefix.rstrip(".")
-            raise InvalidFile(f"{self._path} lacks the tensor {name}; convert or download the model again")
+            raise InvalidFile(
+                f"{self._path} lacks the tensor {name}; convert or download the model again"
+            )
         return weight, self.get("bias")
 
     def _below(self, name: str) -> Namespace:

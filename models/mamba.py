@@ -1,4 +1,4 @@
-"""Mamba-1: a selective scan over channels (arXiv 2312.00752); Falcon-Mamba normalises dt, B and C."""
+"""Mamba-1: a selective scan over channels (arXiv 2312.00752), and Falcon-Mamba."""
 
 from __future__ import annotations
 

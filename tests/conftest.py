@@ -28,6 +28,12 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="session")
+def demo() -> Model:
+    """The embedded model."""
+    return Model("demo", threads=2)
+
+
+@pytest.fixture(scope="session")
 def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """(variant, type) -> a tiny random checkpoint converted to GGUF, once a session."""
     folder = tmp_path_factory.mktemp("tiny")

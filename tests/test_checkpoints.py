@@ -1,6 +1,6 @@
 """The trained checkpoints against the logits, tokens and perplexities that came with them.
 
-They are found through KEELBACK_SHARED (a folder with `checkpoints` and `corpus`), and skipped without.
+They are found through KEELBACK_SHARED (a folder with `checkpoints` and `corpus`).
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ PERPLEXITY_TOLERANCE = {"f32": 1e-3, "q8_0": 1e-2}
 
 
 @pytest.fixture(scope="module")
-def converted(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+def converted(
+    shared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], Path]:
     folder = tmp_path_factory.mktemp("converted")
     return {
-        (name, outtype): convert(shared / "checkpoints" / name, folder / f"{name}-{outtype}.gguf", outtype)
+        (name, outtype): convert(
+            shared / "checkpoints" / name, folder / f"{name}-{outtype}.gguf", outtype
+        )
         for name in NAMES
         for outtype in ("f32", "q8_0")
     }

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
 import keelback
+import tiny
 from keelback.convert import convert
 from keelback.convert import write as writing
 from keelback.kernels.formats import blocks
@@ -38,9 +38,14 @@ def values(file: GGUF, name: str) -> np.ndarray:
 def test_mamba_is_written_as_llama_cpp_writes_it(tiny_file):
     file = GGUF(tiny_file("mamba-untied", "f16"))
     weights, config = tiny.weights("mamba-untied"), tiny.VARIANTS["mamba-untied"].config
-    d_model, d_inner, rank = config["hidden_size"], 2 * config["hidden_size"], config["time_step_rank"]
+    d_model, d_inner, rank = (
+        config["hidden_size"],
+        2 * config["hidden_size"],
+        config["time_step_rank"],
+    )
     expected = {
-        "general.architecture": "mamba", "mamba.context_length": 1 << 20, "mamba.embedding_length": d_model,
+        "general.architecture": "mamba", "mamba.context_length": 1 << 20,
+        "mamba.embedding_length": d_model,
         "mamba.block_count": config["num_hidden_layers"], "mamba.feed_forward_length": 0,
         "mamba.attention.head_count": 0, "mamba.ssm.conv_kernel": config["conv_kernel"],
         "mamba.ssm.inner_size": d_inner, "mamba.ssm.state_size": config["state_size"],
@@ -50,8 +55,17 @@ def test_mamba_is_written_as_llama_cpp_writes_it(tiny_file):
     assert {key: file.metadata[key] for key in expected} == expected
     layer = "backbone.layers.0.mixer"
     assert np.allclose(values(file, "blk.0.ssm_a"), -np.exp(weights[f"{layer}.A_log"]), rtol=1e-6)
-    assert (values(file, "blk.0.ssm_conv1d.weight") == weights[f"{layer}.conv1d.weight"][:, 0]).all()
-    f32 = {"ssm_a", "ssm_d", "ssm_conv1d.weight", "ssm_conv1d.bias", "ssm_dt.bias", "attn_norm.weight"}
+    assert (
+        values(file, "blk.0.ssm_conv1d.weight") == weights[f"{layer}.conv1d.weight"][:, 0]
+    ).all()
+    f32 = {
+        "ssm_a",
+        "ssm_d",
+        "ssm_conv1d.weight",
+        "ssm_conv1d.bias",
+        "ssm_dt.bias",
+        "attn_norm.weight",
+    }
     for name in ("ssm_in.weight", "ssm_x.weight", "ssm_dt.weight", "ssm_out.weight", *f32):
         assert file.tensors[f"blk.0.{name}"].block.name == ("F32" if name in f32 else "F16")
 
@@ -61,7 +75,10 @@ def test_mamba2_has_unit_axes_and_grouped_norms(tiny_file):
     config = tiny.VARIANTS["mamba2-g2"].config
     heads, groups = config["num_heads"], config["n_groups"]
     assert file.tensors["blk.0.ssm_a"].shape == file.tensors["blk.0.ssm_d"].shape == (heads, 1)
-    assert file.tensors["blk.0.ssm_norm.weight"].shape == (groups, heads * config["head_dim"] // groups)
+    assert file.tensors["blk.0.ssm_norm.weight"].shape == (
+        groups,
+        heads * config["head_dim"] // groups,
+    )
     assert file.metadata["mamba2.ssm.time_step_rank"] == heads
 
 
@@ -87,16 +104,24 @@ def test_auto_keeps_the_precision_of_the_checkpoint(tiny_file):
 
 def test_what_llama_cpp_has_no_slot_for_is_said(checkpoint: Path, tmp_path: Path):
     said: list[str] = []
-    convert(tiny.write_checkpoint("mamba-bias", tmp_path / "b"), tmp_path / "b.gguf", notice=said.append)
+    convert(
+        tiny.write_checkpoint("mamba-bias", tmp_path / "b"), tmp_path / "b.gguf", notice=said.append
+    )
     assert sum("keelback only" in text and "ssm_in.bias" in text for text in said) == 1
     assert sum("no tokenizer" in text for text in said) == 1
 
 
 def test_sampling_defaults_travel(checkpoint: Path, tmp_path: Path):
-    (checkpoint / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "top_p": 0.9}')
+    (checkpoint / "generation_config.json").write_text(
+        '{"temperature": 0.6, "top_k": 20, "top_p": 0.9}'
+    )
     path = convert(checkpoint, tmp_path / "m.gguf")
     sampling = keelback.Session(keelback.load(path)).sampling
-    assert (round(sampling.temperature, 6), sampling.top_k, round(sampling.top_p, 6)) == (0.6, 20, 0.9)
+    assert (round(sampling.temperature, 6), sampling.top_k, round(sampling.top_p, 6)) == (
+        0.6,
+        20,
+        0.9,
+    )
 
 
 @pytest.mark.parametrize(
@@ -161,7 +186,9 @@ def test_an_index_that_points_outside_its_folder_is_refused(tmp_path: Path):
         convert(folder, tmp_path / "out.gguf")
 
 
-def test_a_failing_conversion_leaves_the_old_file_and_nothing_else(checkpoint, tmp_path, monkeypatch):
+def test_a_failing_conversion_leaves_the_old_file_and_nothing_else(
+    checkpoint, tmp_path, monkeypatch
+):
     target = tmp_path / "model.gguf"
     target.write_bytes(b"old")
 
@@ -170,7 +197,9 @@ def test_a_failing_conversion_leaves_the_old_file_and_nothing_else(checkpoint, t
 
     with pytest.raises(KeyboardInterrupt):
         convert(checkpoint, target, progress=interrupt)
-    monkeypatch.setattr(writing.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    monkeypatch.setattr(
+        writing.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
     with pytest.raises(keelback.InvalidInput, match="No space left"):
         convert(checkpoint, target)
     assert target.read_bytes() == b"old"

@@ -44,7 +44,9 @@ def test_every_kind_of_value_is_read(tmp_path: Path):
         writer.add_tensor("matrix", values)
 
     file = GGUF(write(tmp_path / "a.gguf", fill))
-    read = {key: file.metadata[key] for key in ("u32", "i64", "f32", "f64", "yes", "text", "strings")}
+    read = {
+        key: file.metadata[key] for key in ("u32", "i64", "f32", "f64", "yes", "text", "strings")
+    }
     assert read == {
         "u32": 7, "i64": -8, "f32": 0.5, "f64": 0.1, "yes": True, "text": "naïve ✓",
         "strings": ["", "a", "é" * 300],
@@ -68,7 +70,9 @@ def test_what_is_encoded_here_decodes_as_the_reference_says(name):
     assert (ours == gguf.quants.dequantize(theirs, gguf.GGMLQuantizationType[name])).all()
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS", "TQ1_0"])
+@pytest.mark.parametrize(
+    "name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q6_K", "IQ4_XS", "TQ1_0"]
+)
 def test_types_without_a_kernel_are_widened(name):
     block = blocks.BY_NAME[name]
     raw = np.random.RandomState(2).randint(0, 60, (2, block.row_bytes(256))).astype(np.uint8)
@@ -99,7 +103,9 @@ def test_a_file_with_types_that_have_no_kernel_runs_and_says_so_once(tiny_file, 
     for backend in ("cpu", "numpy"):
         logits, _ = Model(path, backend=backend, notice=said.append).forward([1, 2, 3])
         assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 0.1
-    assert [text for text in said if "Q5_1" in text] == ["tensors of type Q5_1 are widened to F16 in memory"] * 2
+    assert [text for text in said if "Q5_1" in text] == [
+        "tensors of type Q5_1 are widened to F16 in memory"
+    ] * 2
 
 
 def header(tensors: int = 0, pairs: int = 0, version: int = 3, magic: bytes = b"GGUF") -> bytes:
@@ -115,6 +121,16 @@ def tensor(name: str, ne: list[int], code: int = 0, offset: int = 0) -> bytes:
     return text(name) + struct.pack(f"<I{len(ne)}QIQ", len(ne), *ne, code, offset)
 
 
+def pair(kind: str, *values: int) -> bytes:
+    """A header with one pair "k", its type and value packed as given."""
+    return header(pairs=1) + text("k") + struct.pack(kind, *values)
+
+
+def one(name: str, ne: list[int], code: int = 0, offset: int = 0) -> bytes:
+    """A header with one tensor."""
+    return header(tensors=1) + tensor(name, ne, code, offset)
+
+
 HOSTILE = {
     "empty": (b"", "is empty"),
     "wrong magic": (header(magic=b"GGML"), "is not a GGUF file"),
@@ -123,28 +139,31 @@ HOSTILE = {
     "only a magic": (b"GGUF", "ends in the middle"),
     "huge tensor count": (header(tensors=1 << 60), "more entries than it can hold"),
     "huge pair count": (header(pairs=1 << 62), "more entries than it can hold"),
-    "a huge string": (header(pairs=1) + struct.pack("<Q", 1 << 63) + bytes(40), "ends in the middle"),
-    "a huge array": (header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 4, 1 << 61), "ends in the middle"),
+    "a huge string": (
+        header(pairs=1) + struct.pack("<Q", 1 << 63) + bytes(40), "ends in the middle"),
+    "a huge array": (pair("<IIQ", 9, 4, 1 << 61), "ends in the middle"),
     "a huge array of strings": (
-        header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 8, 1 << 61) + bytes(9), "ends in the middle"),
+        pair("<IIQ", 9, 8, 1 << 61) + bytes(9), "ends in the middle"),
     "strings past the end": (
-        header(pairs=1) + text("k") + struct.pack("<IIQQ", 9, 8, 1, 1 << 62) + bytes(9), "ends in the middle"),
-    "an unknown value type": (header(pairs=1) + text("k") + struct.pack("<I", 99) + bytes(9), "unknown type 99"),
-    "an array of arrays": (header(pairs=1) + text("k") + struct.pack("<IIQ", 9, 9, 1), "unknown type 9"),
-    "a key twice": (header(pairs=2) + (text("k") + struct.pack("<IB", 7, 1)) * 2 + bytes(8), "twice"),
-    "a key that is not UTF-8": (header(pairs=1) + struct.pack("<Q", 1) + b"\xff" + bytes(8), "not UTF-8"),
+        pair("<IIQQ", 9, 8, 1, 1 << 62) + bytes(9), "ends in the middle"),
+    "an unknown value type": (pair("<I", 99) + bytes(9), "unknown type 99"),
+    "an array of arrays": (pair("<IIQ", 9, 9, 1), "unknown type 9"),
+    "a key twice": (
+        header(pairs=2) + (text("k") + struct.pack("<IB", 7, 1)) * 2 + bytes(8), "twice"),
+    "a key that is not UTF-8": (
+        header(pairs=1) + struct.pack("<Q", 1) + b"\xff" + bytes(8), "not UTF-8"),
     "an alignment of three": (
         header(pairs=1) + text("general.alignment") + struct.pack("<II", 4, 3), "power of two"),
-    "a tensor outside": (header(tensors=1) + tensor("t", [1 << 30]), "ends before its tensor t"),
-    "sizes that overflow": (header(tensors=1) + tensor("t", [1 << 62, 1 << 62]), "ends before its tensor t"),
+    "a tensor outside": (one("t", [1 << 30]), "ends before its tensor t"),
+    "sizes that overflow": (one("t", [1 << 62, 1 << 62]), "ends before its tensor t"),
     "an offset that overflows": (
-        header(tensors=1) + tensor("t", [1], offset=(1 << 64) - 32), "ends before its tensor t"),
-    "an offset off its alignment": (header(tensors=1) + tensor("t", [1], offset=4) + bytes(99), "off its alignment"),
-    "no elements": (header(tensors=1) + tensor("t", [0]), "0 columns"),
-    "five dimensions": (header(tensors=1) + tensor("t", [1] * 5), "5 dimensions"),
-    "a name too long": (header(tensors=1) + tensor("t" * 64, [1]), "dimensions"),
-    "a withdrawn type": (header(tensors=1) + tensor("t", [32], code=4), "withdrawn"),
-    "half a block": (header(tensors=1) + tensor("t", [33], code=8), "no multiple of 32"),
+        one("t", [1], offset=(1 << 64) - 32), "ends before its tensor t"),
+    "an offset off its alignment": (one("t", [1], offset=4) + bytes(99), "off its alignment"),
+    "no elements": (one("t", [0]), "0 columns"),
+    "five dimensions": (one("t", [1] * 5), "5 dimensions"),
+    "a name too long": (one("t" * 64, [1]), "dimensions"),
+    "a withdrawn type": (one("t", [32], code=4), "withdrawn"),
+    "half a block": (one("t", [33], code=8), "no multiple of 32"),
     "a tensor twice": (header(tensors=2) + tensor("t", [1]) * 2 + bytes(99), "twice"),
 }  # fmt: skip
 
@@ -203,7 +222,9 @@ def test_mutated_files_load_or_get_a_sentence_but_never_crash(tiny_file, tmp_pat
                 content[at] = random.randint(0, 256)
         path.write_bytes(content)
         try:
-            model = Model(path, backend="numpy" if i % 2 else "cpu", threads=1, notice=lambda text: None)
+            model = Model(
+                path, backend="numpy" if i % 2 else "cpu", threads=1, notice=lambda text: None
+            )
             model.forward([1, 2, 3])
         except keelback.KeelbackError as error:
             refused += 1

@@ -381,7 +381,6 @@ def test_llamacpp_refuses_what_is_said_to_run_in_keelback_only(files: Files, nam
         llama_logits(files.ours(name), tiny.ids(name, 1))
 
 
-@pytest.mark.xfail(strict=True, reason="convert/mamba.py has no such remark yet")
 def test_another_eps_inside_the_mixer_is_said_to_run_in_keelback_only(files: Files) -> None:
     """llama.cpp loads such a file, takes the model's eps there too, and is 10 % off here."""
     assert keelback_only(files, "falcon-untied")

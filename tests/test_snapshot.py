@@ -1,4 +1,4 @@
-"""Snapshots: a generation that is saved, ended and taken up elsewhere goes on as if nothing had been."""
+"""Snapshots: a generation that is saved and taken up elsewhere goes on as if nothing had been."""
 
 from __future__ import annotations
 
@@ -36,20 +36,29 @@ for _ in range(job["count"]):
     states.append([session.stream.held, session.stream.undecoded.hex(), session.pending])
 if job["save"]:
     session.snapshot().save(job["save"])
-print(json.dumps({"pieces": pieces, "states": states, "block": session.state.block.tobytes().hex()}))
+block = session.state.block.tobytes().hex()
+print(json.dumps({"pieces": pieces, "states": states, "block": block}))
 """
 
 
 def process(**job) -> dict:
     text = json.dumps(job)
-    done = subprocess.run([sys.executable, "-c", SCRIPT, text], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, text], capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
-def test_a_killed_generation_continues_identically_in_a_new_process(tmp_path: Path, demo: keelback.Model):
+def test_a_killed_generation_continues_identically_in_a_new_process(
+    tmp_path: Path, demo: keelback.Model
+):
     def byte_id(value: int) -> int:
-        return demo.tokenizer.encode(bytes([value]).decode("latin-1"), add_special=False)[-1] if value < 128 else (
-            next(i for i in range(demo.vocabulary) if demo.tokenizer.piece(i) == bytes([value]))
+        return (
+            demo.tokenizer.encode(bytes([value]).decode("latin-1"), add_special=False)[-1]
+            if value < 128
+            else (
+                next(i for i in range(demo.vocabulary) if demo.tokenizer.piece(i) == bytes([value]))
+            )
         )
 
     start = {
@@ -64,7 +73,9 @@ def test_a_killed_generation_continues_identically_in_a_new_process(tmp_path: Pa
     }  # fmt: skip
     whole = process(**start, load=None, save=None, count=60 + AFTER)
     # A point where a stop string is half matched and a character half there.
-    cut = next(i for i, (held, undecoded, _) in enumerate(whole["states"][:60], 1) if held and undecoded)
+    cut = next(
+        i for i, (held, undecoded, _) in enumerate(whole["states"][:60], 1) if held and undecoded
+    )
     saved = str(tmp_path / "half.safetensors")
     first = process(**start, load=None, save=saved, count=cut)
     rest = process(load=saved, save=None, count=60 + AFTER - cut, threads=1)
@@ -135,7 +146,9 @@ def test_another_models_snapshot_is_refused(saved: Path, tiny_model):
         keelback.Snapshot.load(saved, tiny_model("mamba-tied", "f32"))
 
 
-def test_an_older_format_is_refused(tmp_path: Path, demo: keelback.Model, monkeypatch: pytest.MonkeyPatch):
+def test_an_older_format_is_refused(
+    tmp_path: Path, demo: keelback.Model, monkeypatch: pytest.MonkeyPatch
+):
     session = keelback.Session(demo)
     session.feed(PROMPT)
     monkeypatch.setattr(snapshots, "VERSION", 0)

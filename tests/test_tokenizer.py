@@ -34,7 +34,7 @@ CORPUS = [
     "naïve café e\u0301 日本語 中文 한국어 Привет 😀 👩‍👩‍👧  spaces   and\u00a0more \0 \x1b",
     "<think> [INST] </s> <|end|> keelback Keelback KEELBACK camelCase HTTPServer a/b//c ▁ ½ ²",
 ]
-EDGES = ("", " ", "  x", "\n", "x ")
+EDGES = ("", " ", "  x", "\n", "x ", "a<pre>xx<pre> <pre>")
 LINES = [*CORPUS, *"".join(CORPUS).split(" "), *EDGES, *pretokenizers.probes()[:40]]
 
 
@@ -72,7 +72,7 @@ SPELLINGS: dict[str, tuple[Any, Any, bool]] = {
 
 
 def make(name: str = "olmo", unknown: str | None = None) -> tokenizers.Tokenizer:
-    """A byte-level BPE of 402 tokens, split as `name` is in checkpoints; 0 and 1 are special."""
+    """A byte-level BPE of 404 tokens, split as `name` is in checkpoints; 0 and 1 are special."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=unknown))
     tokenizer.normalizer, tokenizer.pre_tokenizer, ignore_merges = SPELLINGS[name]
     tokenizer.decoder = decoders.ByteLevel()
@@ -82,6 +82,9 @@ def make(name: str = "olmo", unknown: str | None = None) -> tokenizers.Tokenizer
     tokenizer.train_from_iterator(CORPUS * 3, trainer)
     tokenizer.model.ignore_merges = ignore_merges
     tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("   ")])
+    tokenizer.add_tokens(
+        [AddedToken("<pre>", special=True), AddedToken("<pre>x", normalized=False)]
+    )
     return tokenizer
 
 
@@ -95,9 +98,8 @@ def save(folder: Path, original: tokenizers.Tokenizer | None = None, /, **files:
 
 
 def frame(tokenizer: tokenizers.Tokenizer, single: str) -> None:
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[("<|begin|>", 0), ("<|end|>", 1)]
-    )
+    special = [("<|begin|>", 0), ("<|end|>", 1)]
+    tokenizer.post_processor = processors.TemplateProcessing(single, special_tokens=special)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,6 @@ def test_behaviours_are_told_apart() -> None:
     assert alike == [("llama-bpe", "dbrx")]  # these differ in ignore_merges
     assert set(pretokenizers.ALIASES.values()) <= set(pretokenizers.TABLE)
     assert pretokenizers.find("mpt") is pretokenizers.TABLE["olmo"]
-    assert pretokenizers.find("klingon") is None
 
 
 @pytest.mark.parametrize(
@@ -157,8 +158,7 @@ def test_options_without_a_key_are_refused(option: str) -> None:
 
 
 def test_ignore_merges_must_agree_and_a_dead_unknown_token_may_be_named() -> None:
-    qwen = make("qwen2")
-    qwen.model.ignore_merges = True
+    (qwen := make("qwen2")).model.ignore_merges = True
     with pytest.raises(UnsupportedModel, match="ignore_merges = True"):
         pretokenizers.recognise(qwen)
     assert pretokenizers.recognise(make(unknown="<|end|>")) == "olmo"  # never reached: allowed
@@ -222,17 +222,14 @@ def test_byte_level_pairs(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("new")
     pairs = read_tokenizer(tmp_path, 410)
     tokens, types = pairs["tokenizer.ggml.tokens"], pairs["tokenizer.ggml.token_type"]
-    assert tokens[0] == "<|begin|>" and tokens[400:403] == ["<think>", "   ", "[PAD402]"]
-    assert types[:3] == [3, 3, 1] and types[400:] == [4, 4] + [5] * 8
-    named = {key: value for key, value in pairs.items() if key.endswith("_token_id")}
-    assert named == {
-        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 1,
-        "tokenizer.ggml.padding_token_id": 1, "tokenizer.ggml.eot_token_id": 5,
-    }  # fmt: skip
+    assert tokens[400:405] == ["<think>", "   ", "<pre>", "<pre>x", "[PAD404]"]
+    assert types[:3] == [3, 3, 1] and types[400:] == [4, 4, 3, 4] + [5] * 6
+    named = {key.split(".")[-1]: id for key, id in pairs.items() if key.endswith("_id")}
+    assert named == {"bos_token_id": 0, "eos_token_id": 1, "padding_token_id": 1, "eot_token_id": 5}
     ours = Tokenizer.from_metadata(pairs, HERE)
-    assert (ours.bos_id, ours.eos_id, ours.eog_ids, ours.add_bos) == (0, 1, {1, 5}, True)
+    assert (ours.bos_id, ours.eos_id, ours.add_bos, ours.add_eos) == (0, 1, True, True)
+    assert (ours.eog_ids, ours.chat_template) == ({1, 5}, "new")
     assert ours.encode("a") == original.encode("a").ids == [0, original.token_to_id("a"), 1]
-    assert ours.chat_template == "new"
     (tmp_path / "chat_template.jinja").unlink()
     named = [{"name": "default", "template": "a"}, {"name": "tool use!", "template": "b"}]
     config["chat_template"] = named
@@ -244,12 +241,11 @@ def test_byte_level_pairs(tmp_path: Path) -> None:
 def test_merges_as_strings_and_as_pairs(tmp_path: Path) -> None:
     folder = save(tmp_path, make())
     document = json.loads((folder / "tokenizer.json").read_text("utf-8"))
-    pairs = document["model"]["merges"]
-    strings = [" ".join(pair) for pair in pairs]
-    assert isinstance(pairs[0], list)
-    assert read_tokenizer(folder, 402)["tokenizer.ggml.merges"] == strings
+    assert isinstance(document["model"]["merges"][0], list)
+    strings = [" ".join(pair) for pair in document["model"]["merges"]]
+    assert read_tokenizer(folder, 404)["tokenizer.ggml.merges"] == strings
     document["model"]["merges"] = strings
-    assert read_tokenizer(save(folder, tokenizer=document), 402)["tokenizer.ggml.merges"] == strings
+    assert read_tokenizer(save(folder, tokenizer=document), 404)["tokenizer.ggml.merges"] == strings
     document["model"] |= {"vocab": {"q": 0, " ": 1, "q ": 2}, "merges": [["q", " "]]}
     document["added_tokens"] = []
     with pytest.raises(UnsupportedModel, match="makes no known token"):
@@ -278,28 +274,22 @@ def test_sentencepiece_is_rebuilt(tmp_path: Path, sentencepiece_model: bytes) ->
     assert ours.encode("[INST]a") == [1, inst, *rest("a")]
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("model_type", spm.UNIGRAM), ("precompiled_charsmap", b"x"), ("escape_whitespaces", False),
-        ("denormalizer_charsmap", b"x"), ("treat_whitespace_as_suffix", True),
-    ],
-)  # fmt: skip
-def test_other_sentencepiece_models_are_refused(
-    setting: str, value: Any, tmp_path: Path, sentencepiece_model: bytes
-) -> None:
-    model = spm.parse(sentencepiece_model, HERE)
-    setattr(model, setting, value)
-    (tmp_path / "tokenizer.model").write_bytes(spm.serialise(model))
-    with pytest.raises(UnsupportedModel, match="cannot be converted"):
-        read_tokenizer(tmp_path, 410)
+def test_other_sentencepiece_models_are_refused(tmp_path: Path, sentencepiece_model: bytes) -> None:
+    for setting, value in {
+        "model_type": spm.UNIGRAM, "precompiled_charsmap": b"x", "escape_whitespaces": False,
+        "denormalizer_charsmap": b"x", "treat_whitespace_as_suffix": True,
+    }.items():  # fmt: skip
+        model = spm.parse(sentencepiece_model, HERE)
+        setattr(model, setting, value)
+        (tmp_path / "tokenizer.model").write_bytes(spm.serialise(model))
+        with pytest.raises(UnsupportedModel, match="cannot be converted"):
+            read_tokenizer(tmp_path, 410)
 
 
 def adding(text: str, **flags: bool) -> Callable[[tokenizers.Tokenizer], Any]:
     return lambda tokenizer: tokenizer.add_tokens([AddedToken(text, **flags)])
 
 
-MOVED = {"added_tokens_decoder": {"9": {"content": "<x>"}}}
 REFUSED: dict[str, tuple[Callable[[Any], Any], dict[str, Any], str]] = {
     "two BOS": (lambda t: frame(t, "<|begin|> <|begin|> $A"), {}, "in front of"),
     "other BOS": (lambda t: frame(t, "<|end|> $A"), {"bos_token": "<|begin|>"}, "in front of"),
@@ -308,16 +298,15 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], dict[str, Any], str]] = {
     "misread": (adding("Ġx", normalized=False), {}, "written as ' x'"),
     "decoder": (lambda t: setattr(t, "decoder", decoders.Fuse()), {}, "decoder other than"),
     "too many": (lambda t: t.add_tokens([f"{i} x" for i in range(20)]), {}, "410 rows"),
-    "moved": (lambda t: None, MOVED, "does not"),
-    "far EOS": (lambda t: None, {}, "eos_token_id is 999"),
+    "moved": (print, {"added_tokens_decoder": {"9": {"content": "<x>"}}}, "does not"),
+    "far EOS": (print, {}, "eos_token_id is 999"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_gguf_cannot_say_is_refused(case: str, tmp_path: Path) -> None:
     spoil, config, what = REFUSED[case]
-    tokenizer = make()
-    spoil(tokenizer)
+    spoil(tokenizer := make())
     eos = {"eos_token_id": 999} if case == "far EOS" else {}
     with pytest.raises(KeelbackError, match=what):
         read_tokenizer(save(tmp_path, tokenizer, tokenizer_config=config, config=eos), 410)
@@ -329,27 +318,20 @@ def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
     for call in (lambda: ours.encode("x"), lambda: ours.decode([1]), lambda: ours.piece(1)):
         with pytest.raises(InvalidInput, match=r"model\.gguf holds no tokenizer"):
             call()
-    for name, content in {"tokenizer_config.json": "[]", "tokenizer.json": "{"}.items():
-        (tmp_path / name).write_text(content)
-        with pytest.raises(InvalidFile, match=name):
+    for name, content in (("vocab", "{}"), ("tokenizer", "{"), ("tokenizer_config", "[]")):
+        (tmp_path / f"{name}.json").write_text(content)
+        with pytest.raises((InvalidFile, UnsupportedModel), match=rf"{name}\.json"):
             read_tokenizer(tmp_path, 10)
-        (tmp_path / name).unlink()
-    (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(UnsupportedModel, match=r"vocab\.json"):
-        read_tokenizer(tmp_path, 10)
 
 
-def metadata(**changes: Any) -> dict[str, Any]:
-    """A vocabulary of four letters, one merge and two special tokens."""
+def load(**changes: Any) -> Tokenizer:
+    """A vocabulary of two letters, one merge and three added tokens, with other keys as given."""
     pairs = {
         "model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b", "ab", "<s>", "<|im_end|>", "é"],
         "token_type": np.array([1, 1, 1, 3, 3, 4], np.int32), "merges": ["a b"], **changes,
     }  # fmt: skip
-    return {f"tokenizer.ggml.{key}": value for key, value in pairs.items() if value is not None}
-
-
-def load(**changes: Any) -> Tokenizer:
-    return Tokenizer.from_metadata(metadata(**changes), HERE)
+    given = {f"tokenizer.ggml.{key}": value for key, value in pairs.items() if value is not None}
+    return Tokenizer.from_metadata(given, HERE)
 
 
 def test_small_metadata() -> None:
@@ -358,11 +340,9 @@ def test_small_metadata() -> None:
     assert ours.decode([2, 3, 5]) == "abé" and ours.decode([2, 3], skip_special=False) == "ab<s>"
     assert (ours.bos_id, ours.eos_id, ours.eog_ids, ours.vocab_size) == (3, None, {4}, 6)
     assert not ours.add_bos and ours.chat_template is None
-    with pytest.raises(InvalidInput, match="surrogate"):
-        ours.encode("\ud800")
-    for token in (-1, 6):
-        with pytest.raises(InvalidInput, match="0 to 5"):
-            ours.piece(token)
+    for call in (lambda: ours.encode("\ud800"), lambda: ours.piece(6), lambda: ours.decode([-1])):
+        with pytest.raises(InvalidInput, match=r"surrogate|0 to 5"):
+            call()
     for key in ("model", "pre"):
         with pytest.raises(UnsupportedModel, match=rf"tokenizer\.ggml\.{key} is 'klingon'"):
             load(**{key: "klingon"})
@@ -386,8 +366,9 @@ HOSTILE: dict[str, Mapping[str, Any]] = {
     "token_type": {"token_type": np.array([1, 2])}, "token_type 9": {"token_type": np.full(6, 9)},
     "merges unknown": {"merges": ["b a"]}, "merges single": {"merges": ["ab"]},
     "merges triple": {"merges": ["a b b"]}, "no merges": {"merges": None},
-    "bos_token_id": {"bos_token_id": 6}, "eos_token_id": {"eos_token_id": "x"}, "eot_token_id": {"eot_token_id": -1},
-    "add_bos_token": {"add_bos_token": True}, "add_eos_token": {"add_eos_token": 1},
+    "bos_token_id": {"bos_token_id": 6}, "eos_token_id": {"eos_token_id": "x"},
+    "add_bos_token": {"add_bos_token": True}, "eot_token_id": {"eot_token_id": -1},
+    "add_eos_token": {"add_eos_token": 1},
 }  # fmt: skip
 SPM_HOSTILE: dict[str, Mapping[str, Any]] = {
     "scores": {"scores": np.zeros(3)}, "scores nan": {"scores": np.full(6, np.nan)},
@@ -409,8 +390,6 @@ def test_hostile_metadata(case: str) -> None:
 def test_sample_of_the_files_in_the_repository(file: str) -> None:
     """Ids that `sentencepiece` and `tokenizers` gave with the checkpoints' own files."""
     path = PACKAGE / file
-    if not path.exists():
-        pytest.skip(f"{file} is not there yet")
     ours = Tokenizer.from_metadata(GGUF(path).metadata, path)
     sample = json.loads((PACKAGE / "tests/data/tokenizer_sample.json").read_text("utf-8"))
     for line, ids in zip(sample["lines"], sample[file], strict=True):

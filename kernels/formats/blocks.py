@@ -41,7 +41,9 @@ _TABLE = [
     ("Q1_0", 41, 128, 18), ("Q2_0", 42, 64, 18),
 ]  # fmt: skip
 
-BY_CODE = {code: BlockFormat(name, code, elements, nbytes) for name, code, elements, nbytes in _TABLE}
+BY_CODE = {
+    code: BlockFormat(name, code, elements, nbytes) for name, code, elements, nbytes in _TABLE
+}
 BY_NAME = {block.name: block for block in BY_CODE.values()}
 F32, F16, BF16, Q8_0 = (BY_NAME[name] for name in ("F32", "F16", "BF16", "Q8_0"))
 

@@ -54,7 +54,7 @@ class _Array:
 
 
 class Metadata(Mapping[str, Any]):
-    """Key-value pairs of a file; strings, numbers and booleans as such, arrays as lists or ndarrays."""
+    """Key-value pairs of a file; arrays of strings come as lists, others as ndarrays."""
 
     def __init__(self, buffer: memoryview, entries: dict[str, Any]) -> None:
         self._buffer, self._entries = buffer, entries
@@ -78,7 +78,9 @@ class Metadata(Mapping[str, Any]):
 
     def _decode(self, array: _Array) -> Any:
         if array.kind != _STRING:
-            return np.frombuffer(self._buffer, _SCALARS[array.kind], array.count, array.offset).copy()
+            return np.frombuffer(
+                self._buffer, _SCALARS[array.kind], array.count, array.offset
+            ).copy()
         buffer, at, strings = self._buffer, array.offset, []
         for _ in range(array.count):
             end = at + 8 + _U64(buffer, at)[0]
@@ -117,8 +119,12 @@ class GGUF:
         (self.version,) = _U32(buffer, 4)
         if self.version not in (2, 3):
             if int.from_bytes(buffer[4:8], "big") in (2, 3):
-                raise InvalidFile(f"{self.path} is a big-endian GGUF; convert it on a little-endian machine")
-            raise InvalidFile(f"{self.path} is GGUF version {self.version}; versions 2 and 3 can be read")
+                raise InvalidFile(
+                    f"{self.path} is a big-endian GGUF; convert it on a little-endian machine"
+                )
+            raise InvalidFile(
+                f"{self.path} is GGUF version {self.version}; versions 2 and 3 can be read"
+            )
         tensor_count, pair_count = _U64(buffer, 8)[0], _U64(buffer, 16)[0]
         # A pair takes at least 13 bytes, a tensor's description 24: counts beyond that are a lie.
         if 24 + pair_count * 13 + tensor_count * 24 > len(buffer):
@@ -127,7 +133,9 @@ class GGUF:
         self.metadata = Metadata(buffer, reader.pairs(pair_count))
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 8 or alignment & (alignment - 1):
-            raise self._broken(f"has general.alignment = {alignment!r}, which is not a power of two from 8 up")
+            raise self._broken(
+                f"has general.alignment = {alignment!r}, which is not a power of two from 8 up"
+            )
         self.alignment = alignment
         infos = [reader.tensor() for _ in range(tensor_count)]
         self.data_start = -(-reader.at // alignment) * alignment
@@ -141,7 +149,9 @@ class GGUF:
             if info.name in tensors:
                 raise self._broken(f"describes the tensor {info.name} twice")
             if info.offset % self.alignment:
-                raise self._broken(f"places the tensor {info.name} off its alignment of {self.alignment}")
+                raise self._broken(
+                    f"places the tensor {info.name} off its alignment of {self.alignment}"
+                )
             if start + info.nbytes > len(self.map):
                 raise self._broken(f"ends before its tensor {info.name} does")
             tensors[info.name] = TensorInfo(info.name, info.shape, info.block, start, info.nbytes)
@@ -233,6 +243,8 @@ class _Reader:
                 "quantize the model again with a current tool"
             )
         if 0 in ne or ne[0] % block.elements:
-            raise self.file._broken(f"describes {name} with {ne[0]} columns, no multiple of {block.elements}")
+            raise self.file._broken(
+                f"describes {name} with {ne[0]} columns, no multiple of {block.elements}"
+            )
         nbytes = math.prod(ne) // block.elements * block.nbytes
         return TensorInfo(name, tuple(reversed(ne)), block, offset, nbytes)

@@ -77,7 +77,7 @@ _T = TypeVar("_T")
 
 
 def parse(data: bytes, path: Path) -> SentencePieceModel:
-    """A ModelProto from its bytes; `path` is for messages. Raises InvalidFile when it is damaged."""
+    """A ModelProto from its bytes; `path` is for messages. Raises InvalidFile if it is damaged."""
     model = SentencePieceModel()
     settings = {
         _TRAINER: _TRAINER_FIELDS,

@@ -1,0 +1,187 @@
+"""The command line as a user meets it: in a process of its own, through pipes and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tiny
+
+PROMPT = "It was the"
+
+
+def keelback(*arguments: str, **options) -> subprocess.CompletedProcess:
+    options = {"input": "", "capture_output": True, "text": True, "timeout": 120, **options}
+    return subprocess.run([sys.executable, "-m", "keelback.cli", *arguments], **options)
+
+
+def test_run_writes_text_and_a_timing_line():
+    done = keelback("run", "demo", PROMPT, "-n", "12", "--temp", "0", "-t", "1")
+    assert done.returncode == 0
+    assert done.stdout == "\ncommonwealth of the United States.\n"
+    line = done.stderr.strip().splitlines()[-1]
+    for part in (
+        "load ",
+        "prompt 4 tokens",
+        "generated 12 tokens",
+        "state 365.00 KiB fixed + 0 B per token",
+    ):
+        assert part in line
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_the_prompt_comes_from_options_files_and_pipes(tmp_path: Path, backend):
+    file = tmp_path / "prompt.txt"
+    file.write_text(PROMPT)
+    end = ("-n", "5", "--temp", "0", "--backend", backend)
+    texts = {
+        keelback("run", "-p", PROMPT, *end).stdout,
+        keelback("run", "-m", "demo", "-f", str(file), *end).stdout,
+        keelback("run", *end, input=PROMPT).stdout,
+    }
+    assert texts == {"\ncommon\n"}
+
+
+def test_a_seed_makes_a_run_repeatable():
+    def text(seed: str) -> str:
+        return keelback("run", "demo", PROMPT, "-n", "20", "-s", seed).stdout
+
+    assert text("1") == text("1") != text("2")
+
+
+def test_a_stop_string_and_a_logit_bias_are_heeded():
+    done = keelback("run", "demo", PROMPT, "--temp", "0", "-r", " of the", "-n", "50")
+    assert done.stdout == "\ncommonwealth\n"
+    done = keelback("run", "demo", PROMPT, "--temp", "0", "-n", "2", "--logit-bias", "265+100")
+    assert done.stdout == " the the\n"
+
+
+def test_a_state_is_saved_and_gone_on_from(tmp_path: Path):
+    state = str(tmp_path / "half.safetensors")
+    sampling = ("-s", "5", "--repeat-penalty", "1.1")
+    whole = keelback("run", "demo", PROMPT, "-n", "30", *sampling).stdout
+    first = keelback("run", "demo", PROMPT, "-n", "12", *sampling, "--state-out", state).stdout
+    rest = keelback("run", "--state-in", state, "-n", "18").stdout
+    assert first[:-1] + rest[:-1] == whole[:-1]
+
+
+def test_info_tells_what_a_file_holds():
+    facts = json.loads(keelback("info", "--json").stdout)
+    assert facts["architecture"] == "gated-deltanet" and facts["parameters"] == 4_681_832
+    assert facts["state_bytes"] == {"fixed": 373_760, "per_token": 0}
+    assert facts["tokenizer"] == {"model": "llama", "pre": "default", "tokens": 2048}
+    assert {"name": "blk.0.ssm_a", "type": "F32", "shape": [4], "bytes": 16} in facts["tensors"]
+    shown = keelback("info", "demo").stdout
+    assert "gated-deltanet" in shown and "blk.0.ssm_a" in shown
+
+
+def test_tokenize_shows_ids_and_pieces():
+    assert json.loads(keelback("tokenize", "demo", PROMPT, "--ids").stdout) == [1, 610, 373, 265]
+    pieces = json.loads(keelback("tokenize", "-p", PROMPT, "--json").stdout)
+    assert [entry["piece"] for entry in pieces][1:] == [" It", " was", " the"]
+    assert len(keelback("tokenize", "-p", PROMPT).stdout.splitlines()) == 4
+
+
+def test_convert_writes_a_file_that_runs_on_ids(tmp_path: Path):
+    folder = tiny.write_checkpoint("mamba-q8", tmp_path / "mamba-q8")
+    done = keelback("convert", str(folder), "--outtype", "q8_0", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.startswith("mamba-q8-Q8_0.gguf: ")
+    assert "no tokenizer" in done.stderr
+    done = keelback("run", str(tmp_path / "mamba-q8-Q8_0.gguf"), "text", "-n", "2")
+    assert done.returncode == 1 and "tokenizer" in done.stderr and "Traceback" not in done.stderr
+
+
+BAD = {
+    "no such model": (("run", "nowhere.gguf", "text"), 1, "there is no such model file"),
+    "an empty prompt": (("run", "demo", ""), 1, "the prompt is empty"),
+    "an empty pipe": (("run", "demo"), 1, "the prompt is empty"),
+    "a prompt twice": (("run", "demo", "a", "-p", "b"), 2, "given twice"),
+    "a model twice": (("run", "demo", "a", "-m", "demo"), 2, "given twice"),
+    "an unknown option": (("run", "--frobnicate"), 2, "No such option"),
+    "an unknown command": (("frobnicate",), 2, "No such command"),
+    "a text for a number": (("run", "demo", "a", "-n", "many"), 2, "not a valid integer"),
+    "a temperature below zero": (("run", "demo", "a", "--temp", "-1"), 1, "temperature is -1.0"),
+    "no threads": (("run", "demo", "a", "-t", "0"), 1, "0 threads"),
+    "a bias without a number": (("run", "demo", "a", "--logit-bias", "x"), 1, "--logit-bias 'x'"),
+    "a bias out of range": (("run", "demo", "a", "--logit-bias", "99999+1"), 1, "id 99999"),
+    "a missing prompt file": (("run", "demo", "-f", "nowhere.txt"), 1, "cannot be read"),
+    "a missing state": (("run", "--state-in", "nowhere"), 1, "there is no such file"),
+    "no checkpoint": (("convert", "nowhere"), 1, "is no folder"),
+    "an unknown type": (("convert", ".", "--outtype", "q9"), 2, "'q9'"),
+    "a file that is no model": (("info", __file__), 1, "is not a GGUF file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence_and_a_status(tmp_path: Path, case: str):
+    arguments, status, said = BAD[case]
+    done = keelback(*arguments, cwd=tmp_path)
+    assert done.returncode == status
+    assert said in done.stderr and "Traceback" not in done.stderr and not done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path):
+    folder = tiny.write_checkpoint("mamba-tied", tmp_path / "c")
+    done = keelback("convert", str(folder), "-o", str(tmp_path / "missing" / "out.gguf"))
+    assert done.returncode == 1 and "cannot be written" in done.stderr
+    done = keelback("run", "demo", "a", "-n", "1", "--state-out", str(tmp_path / "missing" / "s"))
+    assert done.returncode == 1 and "cannot be written" in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error_message():
+    command = f"{sys.executable} -m keelback.cli run demo {PROMPT!r} -n 4000 | head -c 20"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert len(done.stdout) == 20 and "Traceback" not in done.stderr and "Error" not in done.stderr
+
+
+def interrupted(
+    arguments: list[str], after: float, tmp_path: Path, ready: bytes = b""
+) -> tuple[int, bytes, float]:
+    """Start on a terminal of its own, press Ctrl-C, and return status, output and the delay."""
+    master, slave = pty.openpty()
+    started = subprocess.Popen(
+        [sys.executable, "-m", "keelback.cli", *arguments],
+        stdin=slave, stdout=slave, stderr=slave, start_new_session=True, cwd=tmp_path,
+    )  # fmt: skip
+    os.close(slave)
+    output = b""
+    while ready and ready not in output:
+        output += os.read(master, 4096)
+    time.sleep(after)
+    pressed = time.monotonic()
+    started.send_signal(signal.SIGINT)
+    while True:
+        try:
+            chunk = os.read(master, 4096)
+        except OSError:
+            break
+        if not chunk:
+            break
+        output += chunk
+    status = started.wait(timeout=30)
+    os.close(master)
+    return status, output, time.monotonic() - pressed
+
+
+def test_ctrl_c_stops_while_writing_and_saves_the_state(tmp_path: Path):
+    arguments = ["run", "demo", PROMPT, "-n", "-1", "--ignore-eos", "--state-out", "s"]
+    status, output, _ = interrupted(arguments, 0.3, tmp_path, ready=b"\n")
+    assert status == 130 and b"Traceback" not in output and b"generated" in output
+    assert keelback("run", "--state-in", "s", "-n", "3", cwd=tmp_path).returncode == 0
+
+
+def test_ctrl_c_stops_in_the_middle_of_a_long_prompt(tmp_path: Path):
+    (tmp_path / "long.txt").write_text("It was the best of times. " * 40_000)
+    arguments = ["run", "demo", "-f", "long.txt", "-n", "5", "-t", "1"]
+    status, output, delay = interrupted(arguments, 0.5, tmp_path, ready=b"reading")
+    assert status == 130 and b"Traceback" not in output and b"generated 0 tokens" in output
+    assert delay < 10

@@ -1,0 +1,285 @@
+"""Every compiled kernel against its op's definition, alone in a graph.
+
+A row's error is an L2 ratio: what is left is the order of sums and the last bits of exp, so the
+tolerance is a few float32 roundings and does not grow with the sizes. Threads and random pauses must
+not change a bit, of the output or of the state.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+from harness import Case, Machine, error_ratio
+
+from keelback.engine.backend import MAX_ROWS
+from keelback.engine.lowering import lower
+from keelback.engine.weights import WeightStore
+from keelback.kernels import jit
+from keelback.kernels.formats.blocks import BF16, F16, F32, NATIVE, Q8_0
+from keelback.kernels.norm import GATE_FIRST, NORM_FIRST
+from keelback.kernels.op import FAMILIES, catalogue
+from keelback.kernels.recurrence import GROUPED, TILED
+
+TOLERANCE = 2e-6
+SIZES = (1, 3, 17, 31, 33, 63, 65, 257)
+LENGTHS = (5, 1, 11, 2)
+T = sum(LENGTHS)
+
+CASES: dict[str, Case] = {}
+
+
+def normal(seed: Any, *shape: int) -> np.ndarray:
+    """Seeded float32 of about unit size."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def uniform(seed: Any, low: float, high: float, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(low, high, shape).astype(np.float32)
+
+
+def case(name: str, op: str, **parts: Any) -> None:
+    """Register a case, LENGTHS long unless it says otherwise."""
+    assert name not in CASES
+    CASES[name] = Case(catalogue()[op], **{"lengths": LENGTHS, **parts})
+
+
+def _activations() -> None:
+    for size in SIZES:
+        x, y = 3 * normal((size, 1), T, size), normal((size, 2), T, size)
+        for op in ("add", "swiglu"):
+            case(f"{op}-{size}", op, rows={"x": x, "y": y})
+        for op in ("silu", "sigmoid", "softplus"):
+            case(f"{op}-{size}", op, rows={"x": x})
+            bias = normal((size, 3), size)
+            case(f"{op}-bias-{size}", op, rows={"x": x}, weights={"bias": bias}, attributes={"scale": 2.0})
+
+
+def _embeddings() -> None:
+    for block in (F32, F16, BF16, Q8_0):
+        for size in (32, 96, 288) if block is Q8_0 else SIZES:
+            ids = np.random.default_rng(size).integers(0, 7, T)
+            table = (normal((size, 4), 7, size), block)
+            case(
+                f"embedding-{block.name}-{size}", "embedding",
+                weights={"weight": table}, attributes={"width": size}, ids=ids,
+            )  # fmt: skip
+    for size in SIZES:
+        for outputs in ([0], [3, 4, 18], list(range(T))):
+            name = f"select-{len(outputs)}-{size}"
+            case(name, "select", rows={"x": normal((size, 5), T, size)}, outputs=np.array(outputs))
+
+
+def _linears() -> None:
+    shapes = {block: tuple(zip(SIZES, reversed(SIZES), strict=True)) for block in (F32, F16, BF16)}
+    # Rows of a quantized matrix come in whole blocks.
+    shapes[Q8_0] = tuple(zip(SIZES, (32, 64, 96, 160, 256, 288, 32, 64), strict=True))
+    for block, pairs in shapes.items():
+        for i, (width, columns) in enumerate(pairs):
+            # 1 to 8 rows and more: four at a time, and all that can be left over.
+            lengths = [(1,), (1, 1), (2, 1), (4,), (3, 2), (6,), (1, 6), LENGTHS][i]
+            weights: dict[str, Any] = {"weight": (normal((width, 6), width, columns), block)}
+            if i % 2:
+                weights["bias"] = normal((width, 7), width)
+            x = normal((columns, 8), sum(lengths), columns)
+            case(
+                f"linear-{block.name}-{width}x{columns}", "linear",
+                rows={"x": x}, weights=weights, attributes={"width": width}, lengths=lengths,
+            )  # fmt: skip
+
+
+def _quantized() -> None:
+    x = normal(9, T, 96)
+    x[3], x[4, :32], x[5, 40] = 0, 0, 1e4
+    case("quantize-96", "quantize", rows={"x": x})
+    # Halves are where rounding to even shows: 127 is the largest of every block.
+    steps = np.tile(np.float32([127, *(n + 0.5 for n in range(-15, 16))]), (T, 1))
+    case("quantize-ties", "quantize", rows={"x": steps})
+
+
+def _norms() -> None:
+    for size in SIZES:
+        for groups in (1, 3):
+            width = size * groups
+            x, gate = normal((width, 10), T, width), 2 * normal((width, 11), T, width)
+            x[2] *= 1e-3
+            for order in (0, GATE_FIRST, NORM_FIRST):
+                rows = {"x": x, "gate": gate} if order else {"x": x}
+                weights = {0: {}, GATE_FIRST: {"weight": normal(12, width)}, NORM_FIRST: {"weight": normal(13, size)}}
+                attributes = {"eps": 1e-5, "groups": groups, "order": order}
+                case(
+                    f"rms_norm-{order}-{groups}x{size}", "rms_norm",
+                    rows=rows, weights=weights[order], attributes=attributes,
+                )  # fmt: skip
+            attributes = {"eps": 1e-6, "groups": groups, "scale": 0.37}
+            case(f"l2_norm-{groups}x{size}", "l2_norm", rows={"x": x}, attributes=attributes)
+
+
+def _convolutions() -> None:
+    for i, size in enumerate(SIZES):
+        for taps in (1, 2, 4, 5):
+            weights = {"weight": normal((size, 14), size, taps)}
+            if i % 2:
+                weights["bias"] = normal((size, 15), size)
+            case(
+                f"causal_conv-{taps}-{size}", "causal_conv",
+                rows={"x": normal((size, 16), T, size)}, weights=weights,
+                states={"window": normal((size, 17), len(LENGTHS), taps - 1, size)},
+                attributes={"taps": taps, "silu": taps % 2},
+            )  # fmt: skip
+
+
+def _scans() -> None:
+    for size, n in zip(SIZES, (16, 1, 5, 16, 8, 3, 17, 16), strict=True):
+        case(
+            f"selective_scan-{n}-{size}", "selective_scan",
+            rows={
+                "x": normal((size, 18), T, size), "dt": uniform((size, 19), 1e-3, 0.5, T, size),
+                "b": normal((n, 20), T, n), "c": normal((n, 21), T, n),
+            },
+            weights={"a": -uniform((size, 22), 0.5, 8, size, n), "d": normal((size, 23), size)},
+            states={"state": normal((size, 24), len(LENGTHS), n, size)},
+            attributes={"d_state": n},
+        )  # fmt: skip
+
+
+def _recurrences() -> None:
+    shapes = ((1, 1, 1, 1), (2, 1, 3, 17), (3, 3, 17, 31), (4, 2, 33, 3), (6, 3, 31, 33), (2, 2, 65, 63), (1, 1, 3, 257))
+    for decay in ("head", "key"):
+        for erase in ("none", "tied"):
+            for i, (heads, key_heads, d_key, d_value) in enumerate(shapes):
+                # Keys of length 1, as the delta rule wants them: longer ones make it diverge.
+                k = normal((i, 25), T, key_heads, d_key)
+                k = (k / np.linalg.norm(k, axis=2, keepdims=True)).reshape(T, -1)
+                decays = heads * (d_key if decay == "key" else 1)
+                weights = {"a": -uniform((i, 26), 0.2, 2, heads)}
+                if i % 2:
+                    weights["d"] = normal((i, 27), heads)
+                mapping = TILED if i % 3 else GROUPED
+                case(
+                    f"recurrence-{decay}-{erase}-{heads}/{key_heads}-{d_key}x{d_value}", "recurrence",
+                    rows={
+                        "q": normal((i, 28), T, key_heads * d_key), "k": k,
+                        "v": normal((i, 29), T, heads * d_value),
+                        "dt": uniform((i, 30), 1e-3, 0.5, T, decays),
+                        "beta": uniform((i, 31), 0.05, 1, T, heads),
+                    },
+                    weights=weights,
+                    states={"state": normal((i, 32), len(LENGTHS), heads, d_key, d_value)},
+                    attributes={
+                        "heads": heads, "key_heads": key_heads, "mapping": mapping,
+                        "decay": decay, "erase": erase,
+                    },
+                )  # fmt: skip
+
+
+for _register in (_activations, _embeddings, _linears, _quantized, _norms, _convolutions, _scans, _recurrences):
+    _register()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernel_agrees_with_its_definition_whatever_the_threads(name):
+    tried = CASES[name]
+    graph, tensors = tried.build()
+    defined = tried.play(Machine(graph, tensors, "numpy"))
+    machine = Machine(graph, tensors)
+    alone = tried.play(machine)
+    if tried.op.name == "quantize":
+        # Bytes and scales in float32 slots, for which there is one right answer.
+        assert np.array_equal(alone.rows.view(np.uint8), defined.rows.view(np.uint8))
+    else:
+        assert error_ratio(alone.rows, defined.rows) < TOLERANCE
+    for ref in machine.layout.states:
+        for got, want in zip(alone.blocks, defined.blocks, strict=True):
+            at = slice(ref.offset, ref.offset + ref.size)
+            assert error_ratio(got[at][None], want[at][None]) < TOLERANCE
+    for threads in (1, 2, 3):
+        for delay in (0, 1, 2):
+            assert tried.play(machine, threads, delay).same_bits(alone), (threads, delay)
+
+
+def test_cases_cover_every_op_and_every_compiled_variant():
+    for family in FAMILIES:
+        importlib.import_module(f"keelback.kernels.{family}_cpu")
+    ours = {name for name, function in jit._KERNELS.items() if function.__module__.startswith("keelback.")}
+    played = set()
+    for tried in CASES.values():
+        graph, tensors = tried.build()
+        played |= {name for name, _ in lower(graph, WeightStore(tensors, lambda text: None), MAX_ROWS).kernels}
+    assert {tried.op.name for tried in CASES.values()} == set(catalogue())
+    assert played == ours - {"walk"}
+    assert NATIVE == {F32, F16, BF16, Q8_0}
+
+
+# ---- elementary functions
+
+EXTREMES = (-1e4, -90.0, -87.4, -20.0, -1e-8, 0.0, 1e-8, 20.0, 20.0001, 87.4, 90.0, 1e4)
+SMALLEST = float(np.finfo(np.float32).tiny)
+#: exp is good for 2 ulp, and each of the functions made of it adds a rounding or two.
+ULPS = 5
+
+
+def sweep() -> np.ndarray:
+    """Inputs (T, 257) dense around 0, wide beyond, with the extremes in front."""
+    wide = np.linspace(-100, 100, 5 * 257, dtype=np.float32)
+    tiny = np.geomspace(1e-30, 1, 257, dtype=np.float32)
+    near = np.linspace(-2, 2, 7 * 257, dtype=np.float32)
+    values = np.concatenate([wide, tiny, -tiny, near]).reshape(-1, 257)
+    values[0, : len(EXTREMES)] = EXTREMES
+    return values
+
+
+def _close(got: np.ndarray, want: np.ndarray) -> None:
+    """Within ULPS of float64's answer; a factor that is no normal float32 may count as 0."""
+    assert np.isfinite(got).all()
+    error = np.abs(got.astype(np.float64) - want)
+    bound = ULPS * np.finfo(np.float32).eps / 2 * np.abs(want) + 100 * SMALLEST
+    worst = np.unravel_index(np.argmax(error - bound), error.shape)
+    assert (error <= bound).all(), (worst, got[worst], want[worst])
+
+
+def _exact_sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0, -x))
+
+
+FUNCTIONS = {
+    "sigmoid": _exact_sigmoid,
+    "silu": lambda x: x * _exact_sigmoid(x),
+    "softplus": lambda x: np.where(x > 20, x, np.logaddexp(0, x)),
+}
+
+
+def _play_unary(op: str, x: np.ndarray) -> np.ndarray:
+    tried = Case(catalogue()[op], rows={"x": x}, lengths=(len(x),))
+    return tried.play(Machine(*tried.build())).rows
+
+
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_functions_agree_with_float64_over_all_of_their_range(op):
+    x = sweep()
+    _close(_play_unary(op, x), FUNCTIONS[op](x.astype(np.float64)))
+
+
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_nan_goes_through_as_nan_and_stays_in_its_lane(op):
+    x = np.linspace(-3, 3, 35, dtype=np.float32).reshape(1, 35)
+    x[0, [0, 15, 16, 34]] = np.nan
+    assert np.array_equal(np.isnan(_play_unary(op, x)), np.isnan(x))
+
+
+def test_exp_agrees_with_float64_over_all_of_its_range():
+    # One step of a scan from a state of ones, with nothing written, is exp(dt a).
+    x = sweep()
+    x = x[:, :200].reshape(-1)[None]
+    x = np.clip(x, -1e4, 88)
+    ones, zero = np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)
+    tried = Case(
+        catalogue()["selective_scan"],
+        rows={"x": 0 * x, "dt": x, "b": zero, "c": ones},
+        weights={"a": np.ones((x.size, 1), np.float32), "d": np.zeros(x.size, np.float32)},
+        states={"state": np.ones((1, 1, x.size), np.float32)},
+        attributes={"d_state": 1},
+    )
+    _close(tried.play(Machine(*tried.build())).rows, np.exp(x.astype(np.float64)))
