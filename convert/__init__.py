@@ -98,6 +98,6 @@ def _sampling_defaults(path: Path) -> dict[str, Any]:
     pairs: dict[str, Any] = {}
     for theirs, ours in _SAMPLING.items():
         value = values.get(theirs)
-        if type(value) in (int, float):
+        if isinstance(value, int | float) and not isinstance(value, bool):
             pairs[f"general.sampling.{ours}"] = int(value) if ours == "top_k" else float(value)
     return pairs

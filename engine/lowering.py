@@ -112,8 +112,8 @@ class _Lowering:
             record[at : at + table.OPERAND_FIELDS] = fields
             if span is not None:
                 touched.append((span, slot == 0 or operand.kind in (Kind.STATE, Kind.CACHE)))
-        for i, value in enumerate(_attributes(node.op, node.attributes)):
-            record[table.ATTRIBUTES + i] = value
+        numbers = _attributes(node.op, node.attributes)
+        record[table.ATTRIBUTES : table.ATTRIBUTES + len(numbers)] = numbers
         return touched
 
     def _operand(

@@ -69,7 +69,7 @@ class Model:
         for info in self.file.tensors.values():
             data = self.file.data(info)
             for start in (0, max(0, info.nbytes // 2), max(0, info.nbytes - _SAMPLE)):
-                digest.update(data[start : start + _SAMPLE])
+                digest.update(data[start : start + _SAMPLE].tobytes())
         return digest.hexdigest()
 
     def new_state(self) -> State:

@@ -13,9 +13,12 @@ from typing import Any
 
 import numba
 from llvmlite import ir
-from numba import types
+from numba import extending, types
 from numba.core.compiler_lock import global_compiler_lock
-from numba.extending import intrinsic, overload  # noqa: F401  (for intrinsics.py)
+
+# Their own annotations describe what is compiled, not what a caller passes.
+intrinsic: Any = extending.intrinsic
+overload: Any = extending.overload
 
 SIGNATURE = types.void(types.int64, types.int64, types.int64, types.int64)
 SYMBOL = "keelback_kernel"
@@ -52,7 +55,7 @@ def compile_kernel(name: str, module: str) -> bytes:
     """
     importlib.import_module(module)
     with global_compiler_lock:
-        compiled = numba.njit(SIGNATURE, **_OPTIONS)(_KERNELS[name]).overloads[SIGNATURE.args]
+        compiled: Any = numba.njit(SIGNATURE, **_OPTIONS)(_KERNELS[name]).overloads[SIGNATURE.args]
         library = compiled.target_context.codegen().create_library(name)
         library.enable_object_caching()
         library.add_ir_module(_entry_point(library, compiled))
