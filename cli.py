@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import secrets
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -130,20 +131,16 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
     began = time.perf_counter()
     session, loaded = _session(path, options), time.perf_counter()
     meter = Meter(session, loaded - began)
-    status = 0
-    try:
+    with _ctrl_c(session), contextlib.suppress(KeyboardInterrupt):
         if text:
             meter.read(text)
-        meter.write(
-            None if options["limit"] < 0 else options["limit"], flush=not options["state_out"]
-        )
-    except KeyboardInterrupt:
-        status = INTERRUPTED
+        limit = None if options["limit"] < 0 else options["limit"]
+        meter.write(limit, flush=not options["state_out"])
     if options["state_out"]:
         session.snapshot().save(options["state_out"])
     click.echo()
     click.echo(meter.line(), err=True)
-    sys.exit(status)
+    sys.exit(INTERRUPTED if session.interrupted else 0)
 
 
 class Meter:
@@ -337,6 +334,21 @@ def _bar(label: str, length: int | None) -> Iterator[Callable[[int, int], None]]
                 bar.update(done - bar.pos)
 
         yield report
+
+
+@contextlib.contextmanager
+def _ctrl_c(session: Session) -> Iterator[None]:
+    """Let Ctrl-C end the session between two tokens; pressed again, it ends the program."""
+
+    def press(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        session.interrupt()
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _notice(text: str) -> None:

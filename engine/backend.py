@@ -33,14 +33,33 @@ class Batch:
     outputs: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What a forward came to.
+
+    logits       (R, vocabulary) float32, or None when it was cancelled
+    interrupted  whether Ctrl-C was pressed meanwhile
+    """
+
+    logits: np.ndarray | None
+    interrupted: bool = False
+
+
 class Backend(Protocol):
     """A way to play a graph."""
 
     #: Names what the bits depend on: backend, instruction set, weight layout.
     numerics: str
+    #: Whether an exception can end a forward half way; it then needs a copy of the states even
+    #: where it reads a single row.
+    preemptible: bool
 
-    def forward(self, batch: Batch, cancellable: bool) -> np.ndarray | None:
-        """Advance the states and return logits (R, vocabulary) float32, or None when cancelled."""
+    def forward(self, batch: Batch, cancellable: bool) -> Forward:
+        """Advance the states; a cancelled forward leaves them half changed."""
+        ...
+
+    def cancel(self) -> None:
+        """Ask a cancellable forward that is under way in another thread to end."""
         ...
 
 

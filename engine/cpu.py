@@ -9,7 +9,7 @@ import numpy as np
 from ..kernels import table
 from ..kernels.errors import InvalidInput
 from ..models.graph import Graph
-from .backend import MAX_ROWS, Batch
+from .backend import MAX_ROWS, Batch, Forward
 from .lowering import lower
 from .objects import addresses, callable_kernel, folder
 from .platform import processors, yield_address
@@ -18,11 +18,15 @@ from .threads import pool
 from .weights import WeightStore
 
 MAX_THREADS = 256
+#: Where the cancel flag lies behind the arrivals counter: on a cache line of its own.
+CANCEL_FLAG = 8
 _WALK = ("walk", f"{table.__package__}.walk_cpu")
 
 
 class CpuBackend:
     """Kernels compiled by Numba, played by resident threads."""
+
+    preemptible = False
 
     def __init__(
         self, graph: Graph, weights: WeightStore, threads: int | None, notice: Callable[[str], None]
@@ -30,6 +34,7 @@ class CpuBackend:
         self.threads = check_threads(threads)
         self.numerics = f"cpu/{folder().name}"
         self.delay_seed = 0
+        self._cancellable = False
         self._program = lower(graph, weights, MAX_ROWS)
         found = addresses([*self._program.kernels, _WALK], notice)
         self._program.records[:, table.KERNEL] = [found[name] for name, _ in self._program.kernels]
@@ -49,12 +54,12 @@ class CpuBackend:
         context[table.BASES] = _address(self._bases)
         context[table.COUNTERS] = _address(self._counters)
         context[table.BARRIER] = _address(self._flags)
-        context[table.CANCEL] = _address(self._flags[8:])
+        context[table.CANCEL] = _address(self._flags[CANCEL_FLAG:])
         context[table.YIELD] = yield_address()
         context[table.PAGE_ROWS] = PAGE_ROWS
         return context
 
-    def forward(self, batch: Batch, cancellable: bool) -> np.ndarray | None:
+    def forward(self, batch: Batch, cancellable: bool) -> Forward:
         """See Backend. A cancelled forward leaves states half changed; the caller restores them."""
         logits = np.empty((len(batch.outputs), self._program.vocabulary), np.float32)
         states = _addresses([state.block for state in batch.states])
@@ -79,11 +84,18 @@ class CpuBackend:
         context[table.DELAY] = self.delay_seed
 
         records, call, threads = _address(self._program.records), _address(context), self.threads
-        cancel = self._flags[8:9] if cancellable else None
-        done = pool().run(
+        self._cancellable = cancellable
+        cancel = self._flags[CANCEL_FLAG:] if cancellable else None
+        interrupted = pool().run(
             lambda thread: self._walk(records, call, thread, threads), threads, cancel
         )
-        return logits if done else None
+        self._cancellable = False
+        return Forward(None if self._flags[CANCEL_FLAG] else logits, interrupted)
+
+    def cancel(self) -> None:
+        """See Backend."""
+        if self._cancellable:
+            self._flags[CANCEL_FLAG] = 1
 
 
 def check_threads(threads: int | None) -> int:

@@ -157,30 +157,45 @@ class Model:
         touched = [states[i] for i, _, _ in chunk]
         for state, part in zip(touched, parts, strict=True):
             state.reserve(len(part))
-        # A recurrent state cannot be wound back: what may fail half way is kept aside first.
-        cancellable = len(offsets) + offsets[-1] > 3
-        kept = [state.block.copy() for state in touched] if cancellable else []
         batch = Batch(np.concatenate(parts), offsets, touched, outputs.astype(np.int64))
-        rows = self.backend.forward(batch, cancellable)
-        if rows is None or not np.isfinite(rows).all():
-            for state, block in zip(touched, kept, strict=False):
-                state.block[:] = block
-            if rows is None:
-                raise KeyboardInterrupt
-            raise NumericalError(
-                f"{self.file.path} gave logits that are not finite; "
-                "the file is damaged, or its weights overflow"
-            )
+        rows, interrupted = self._forward_or_restore(batch)
         for position, ((i, _, _), state, part) in enumerate(
             zip(chunk, touched, parts, strict=True)
         ):
             mine = (outputs >= offsets[position]) & (outputs < offsets[position + 1])
+            state.logits = None
             if mine.any():
                 collected[i].append(rows[mine])
-                state.logits = rows[mine][-1].copy()
-            else:
-                state.logits = None
+                state.logits = collected[i][-1][-1].copy()
             state.advance(part.tolist())
+        if interrupted:
+            raise KeyboardInterrupt
+
+    def _forward_or_restore(self, batch: Batch) -> tuple[np.ndarray, bool]:
+        """Run a batch: its logits, and whether Ctrl-C was pressed after it could be cancelled.
+
+        When it fails or is cancelled, its states are as they were.
+
+        A recurrent state cannot be wound back, so it is copied first; not for a single row, which
+        is not cancelled and would take twice the memory traffic.
+        """
+        cancellable = len(batch.ids) > 1
+        keep = cancellable or self.backend.preemptible
+        kept = [state.block.copy() for state in batch.states] if keep else []
+        try:
+            done = self.backend.forward(batch, cancellable)
+            if done.logits is None:
+                raise KeyboardInterrupt
+            if not np.isfinite(done.logits).all():
+                raise NumericalError(
+                    f"{self.file.path} gave logits that are not finite; "
+                    "the file is damaged, or its weights overflow"
+                )
+        except BaseException:
+            for state, block in zip(batch.states, kept, strict=False):
+                state.block[:] = block
+            raise
+        return done.logits, done.interrupted
 
     def _checked(self, ids: Ids) -> np.ndarray:
         array = np.asarray(ids)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..kernels.op import Kind, Weight
 from ..models.graph import Buffer, CacheRef, Graph, Node, StateRef, Value
-from .backend import Batch
+from .backend import Batch, Forward
 from .passes import quantize_activations
 from .state import CacheView, State
 from .weights import WeightStore
@@ -18,6 +18,7 @@ class NumpyBackend:
     """The oracle that the other backends are held against."""
 
     numerics = "numpy"
+    preemptible = True
 
     def __init__(self, graph: Graph, weights: WeightStore) -> None:
         assert graph.logits is not None
@@ -30,13 +31,16 @@ class NumpyBackend:
         ]
         self._weights = {weight.name: weights.floats(weight) for weight in named}
 
-    def forward(self, batch: Batch, cancellable: bool) -> np.ndarray:
-        """See Backend; the definitions are never cancelled half way."""
+    def cancel(self) -> None:
+        """See Backend; definitions run in the caller's thread, where Ctrl-C ends them."""
+
+    def forward(self, batch: Batch, cancellable: bool) -> Forward:
+        """See Backend."""
         values: dict[Buffer, np.ndarray] = {}
         with np.errstate(all="ignore"):
             for node in self._nodes:
                 values[node.out.buffer] = self._play(node, batch, values)
-        return values[self._logits.buffer]
+        return Forward(values[self._logits.buffer])
 
     def _play(self, node: Node, batch: Batch, values: dict[Buffer, np.ndarray]) -> np.ndarray:
         if not node.op.stateful:

@@ -45,6 +45,7 @@ class Session:
         self.finish_reason: str | None = None
         self.generated = 0
         self.parent: str | None = None
+        self.interrupted = False
 
     @classmethod
     def resume(cls, model: Model, snapshot: Snapshot, **settings: Any) -> Session:
@@ -74,21 +75,48 @@ class Session:
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         waiting = [] if self.pending is None else [self.pending]
-        self.model.forward([*waiting, *ids], self.state, progress=progress)
-        self.pending = None
-        self.recent.extend(ids)
+
+        def report(done: int) -> None:
+            if progress is not None:
+                progress(done)
+            if self.interrupted:
+                raise KeyboardInterrupt
+
+        self._read([*waiting, *ids], report)
         return len(waiting) + len(ids)
+
+    def _read(self, ids: Sequence[int], progress: Callable[[int], None] | None = None) -> None:
+        """Let the model read ids, the pending one first; right also when that ends half way."""
+        before = self.state.position
+        try:
+            self.model.forward(ids, self.state, progress=progress)
+        finally:
+            read = self.state.position - before
+            if read:
+                self.recent.extend(ids[0 if self.pending is None else 1 : read])
+                self.pending = None
+
+    def interrupt(self) -> None:
+        """End `feed` or `generate` soon, from a signal handler or another thread.
+
+        The session stays whole: it can be saved, and goes on where it stopped.
+        """
+        self.interrupted = True
+        self.model.backend.cancel()
 
     def generate(self, limit: int | None = None) -> Iterator[str]:
         """Yield pieces of text until a stop string, an end-of-text token, or `limit` tokens.
 
-        `finish_reason` then says "stop", "eos" or "length". Text that may be the beginning of a
+        `finish_reason` then says "stop", "eos", "length" or "interrupted". Text that may begin a
         stop string stays in `stream`; `stream.flush()` gives it out.
         """
         self.finish_reason = None
         end_ids = frozenset() if self.ignore_eos else self.model.tokenizer.eog_ids
         count = 0
         while limit is None or count < limit:
+            if self.interrupted:
+                self.finish_reason = "interrupted"
+                return
             token = self.next_token()
             count += 1
             if token in end_ids:
@@ -105,8 +133,7 @@ class Session:
     def next_token(self) -> int:
         """Choose the next token. The model reads it only when another one is wanted."""
         if self.pending is not None:
-            self.model.forward([self.pending], self.state)
-            self.pending = None
+            self._read([self.pending])
         if self.state.logits is None:
             raise InvalidInput("there is nothing to go on from; feed a prompt first")
         token = sample(self.state.logits, self.recent, self.sampling, self.state.position)

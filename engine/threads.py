@@ -16,50 +16,79 @@ import numpy as np
 Task = Callable[[int], None]
 
 
+class Job:
+    """A task for `threads` threads. `done` is locked until it has come to its end."""
+
+    def __init__(self, task: Task, threads: int) -> None:
+        self.task, self.threads = task, threads
+        self.done = threading.Lock()
+        self.done.acquire()
+
+
 class Pool:
-    """Workers shared by all models of the process; calls are served one after another."""
+    """Workers shared by all models of the process; calls are served one after another.
+
+    The caller hands a job to the first worker alone, which brings in the others: so an interrupt
+    finds a job either handed over or not, and never half.
+    """
 
     def __init__(self) -> None:
+        self._jobs: SimpleQueue[Job] = SimpleQueue()
         self._inboxes: list[SimpleQueue[Task]] = []
-        self._done: SimpleQueue[None] = SimpleQueue()
+        self._ready: SimpleQueue[None] = SimpleQueue()
         self._turn = threading.Lock()
-
-    def _hire(self) -> None:
-        """Start a thread that runs the tasks of its inbox, for the process's life."""
-        inbox: SimpleQueue[Task] = SimpleQueue()
-        number = len(self._inboxes)
-        self._inboxes.append(inbox)
-
-        def work() -> None:
-            while True:
-                inbox.get()(number)
-                self._done.put(None)
-
-        threading.Thread(target=work, name=f"keelback-{number}", daemon=True).start()
+        self._started = False
 
     def run(self, task: Task, threads: int, cancel: np.ndarray | None = None) -> bool:
-        """Call task(0) to task(threads - 1) in parallel; True when all of them came to their end.
+        """Call task(0) to task(threads - 1) in parallel and return when all have ended.
 
-        Ctrl-C sets `cancel[0]`, where a flag is given, and makes the result False once the workers
-        have stopped; KeyboardInterrupt is raised only after the task has ended, in any case.
+        True says that Ctrl-C was pressed meanwhile; it has set `cancel[0]` where a flag is given.
         """
+        interrupted = False
         with self._turn:
-            while len(self._inboxes) < threads:
-                self._hire()
-            for inbox in self._inboxes[:threads]:
-                inbox.put(task)
-            interrupted, left = False, threads
-            while left:
+            if not self._started:
+                threading.Thread(target=self._lead, name="keelback-0", daemon=True).start()
+                self._started = True
+            job = Job(task, threads)
+            while True:
                 try:
-                    self._done.get()
-                    left -= 1
+                    # Handing a job over again does no harm, and it may not have been.
+                    self._jobs.put(job)
+                    job.done.acquire()
+                    return interrupted
                 except KeyboardInterrupt:
                     interrupted = True
                     if cancel is not None:
                         cancel[0] = 1
-        if interrupted and cancel is None:
-            raise KeyboardInterrupt
-        return not interrupted
+
+    def _lead(self) -> None:
+        last = None
+        while True:
+            job = self._jobs.get()
+            if job is not last:
+                while len(self._inboxes) < job.threads - 1:
+                    self._hire()
+                for inbox in self._inboxes[: job.threads - 1]:
+                    inbox.put(job.task)
+                job.task(0)
+                for _ in range(job.threads - 1):
+                    self._ready.get()
+                last = job
+            if job.done.locked():
+                job.done.release()
+
+    def _hire(self) -> None:
+        """Start a thread that runs the tasks of its inbox, for the process's life."""
+        inbox: SimpleQueue[Task] = SimpleQueue()
+        self._inboxes.append(inbox)
+        number = len(self._inboxes)
+
+        def follow() -> None:
+            while True:
+                inbox.get()(number)
+                self._ready.put(None)
+
+        threading.Thread(target=follow, name=f"keelback-{number}", daemon=True).start()
 
 
 _pool = Pool()
