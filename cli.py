@@ -243,14 +243,17 @@ def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **op
     path, text = _arguments(model, text, options)
     tokenizer = open_tokenizer(path)
     tokens = tokenizer.encode(_prompt(text, options["prompt_file"], needed=True))
+
+    def shown(token: int) -> str:
+        return tokenizer.piece(token, skip_special=False).decode("utf-8", "backslashreplace")
+
     if ids:
         click.echo(json.dumps(tokens))
     elif as_json:
-        pieces = [tokenizer.piece(token).decode("utf-8", "backslashreplace") for token in tokens]
-        click.echo(json.dumps([{"id": i, "piece": p} for i, p in zip(tokens, pieces, strict=True)]))
+        click.echo(json.dumps([{"id": token, "piece": shown(token)} for token in tokens]))
     else:
         for token in tokens:
-            click.echo(f"{token:8} {tokenizer.piece(token).decode('utf-8', 'backslashreplace')!r}")
+            click.echo(f"{token:8} {shown(token)!r}")
 
 
 def _session(path: str, options: dict[str, Any]) -> Session:

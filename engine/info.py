@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import models
+from ..kernels.errors import UnsupportedModel
 from ..kernels.formats.gguf import GGUF
 from .state import Layout
 from .tokenizer import Tokenizer
@@ -25,15 +26,14 @@ def open_tokenizer(path: str) -> Tokenizer:
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Facts about a model file, ready for JSON."""
+    """Facts about a model file, ready for JSON; a model that cannot be run has no state's size."""
     file = open_file(path)
-    layout = Layout.of(models.build(file.metadata, file.tensors, file.path))
     types = Counter(info.block.name for info in file.tensors.values())
     metadata = file.metadata
     return {
         "file": str(file.path),
         "name": metadata.get("general.name", ""),
-        "architecture": metadata["general.architecture"],
+        "architecture": metadata.get("general.architecture", ""),
         "parameters": sum(math.prod(info.shape) for info in file.tensors.values()),
         "file_bytes": len(file.map),
         "types": dict(types.most_common()),
@@ -45,7 +45,7 @@ def describe(path: str) -> dict[str, Any]:
             else 0,
         },
         "chat_template": "tokenizer.chat_template" in metadata,
-        "state_bytes": {"fixed": layout.fixed_bytes, "per_token": layout.bytes_per_token},
+        "state_bytes": _state_bytes(file),
         "tensors": [
             {
                 "name": info.name,
@@ -56,3 +56,12 @@ def describe(path: str) -> dict[str, Any]:
             for info in file.tensors.values()
         ],
     }
+
+
+def _state_bytes(file: GGUF) -> dict[str, int] | None:
+    """What a sequence takes, fixed and for every token."""
+    try:
+        layout = Layout.of(models.build(file.metadata, file.tensors, file.path))
+    except UnsupportedModel:
+        return None
+    return {"fixed": layout.fixed_bytes, "per_token": layout.bytes_per_token}

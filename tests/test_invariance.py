@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from keelback.engine.model import Model
@@ -66,9 +66,10 @@ def pieces(ids: np.ndarray, cuts: list[int]) -> list[np.ndarray]:
 
 
 cuts_of = st.lists(st.integers(1, LENGTH - 1), max_size=9)
+# Not the explain phase: it traces every line, and a kernel compiled under a tracer takes minutes.
 arrival = settings(
-    max_examples=12, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 
 
