@@ -23,13 +23,12 @@ class NumpyBackend:
     def __init__(self, graph: Graph, weights: WeightStore) -> None:
         assert graph.logits is not None
         self._nodes, self._logits = quantize_activations(graph, weights.block_of), graph.logits
-        named = [
-            value
+        self._weights = {
+            value.name: weights.floats(value, node.op.operands[slot].kind)
             for node in self._nodes
-            for value in node.operands.values()
+            for slot, value in node.operands.items()
             if isinstance(value, Weight)
-        ]
-        self._weights = {weight.name: weights.floats(weight) for weight in named}
+        }
 
     def cancel(self) -> None:
         """See Backend; definitions run in the caller's thread, where Ctrl-C ends them."""

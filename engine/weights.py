@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.errors import UnsupportedModel
 from ..kernels.formats import blocks
 from ..kernels.formats.blocks import F16, F32, NATIVE
 from ..kernels.formats.gguf import GGUF
@@ -47,17 +48,19 @@ class WeightStore:
             self._stored[key] = self._load(weight, operand)
         return self._stored[key]
 
-    def floats(self, weight: Weight) -> np.ndarray:
-        """The weight's values as the kernels see them: float32 of the weight's shape."""
+    def floats(self, weight: Weight, kind: Kind) -> np.ndarray:
+        """The weight's values as kernels see them, in its own shape: float32."""
         values = self._values(weight)
-        if weight.block in NATIVE:
+        if kind is Kind.VECTOR or weight.block in NATIVE:
             return values
         return values.astype(np.float16).astype(np.float32)
 
     def _values(self, weight: Weight) -> np.ndarray:
-        return blocks.dequantize(
-            self.file.data(self.file.tensors[weight.name]), weight.block, weight.shape
-        )
+        data = self.file.data(self.file.tensors[weight.name])
+        try:
+            return blocks.dequantize(data, weight.block, weight.shape)
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{self.file.path}: tensor {weight.name}: {error}") from None
 
     def _load(self, weight: Weight, operand: Operand) -> Stored:
         if operand.kind is Kind.MATRIX:

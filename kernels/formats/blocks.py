@@ -63,6 +63,8 @@ def dequantize(data: np.ndarray, block: BlockFormat, shape: tuple[int, ...]) -> 
         return data.view(np.float16).astype(np.float32).reshape(shape)
     if block is BF16:
         return bf16_to_f32(data.view(np.uint16)).reshape(shape)
+    if block.name == "F64":
+        return data.view(np.float64).astype(np.float32).reshape(shape)
     if block is Q8_0:
         blocks = data.reshape(-1, block.nbytes)
         scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
@@ -73,7 +75,7 @@ def dequantize(data: np.ndarray, block: BlockFormat, shape: tuple[int, ...]) -> 
         return quants.dequantize(rows, kinds(block.code)).astype(np.float32).reshape(shape)
     except (NotImplementedError, ValueError, KeyError):
         raise UnsupportedModel(
-            f"tensors of type {block.name} cannot be read; convert the model to F16 or Q8_0 instead"
+            f"the type {block.name} has no decoder; convert the model to F16 or Q8_0"
         ) from None
 
 
