@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +31,12 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except KeelbackError as error:
             raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            raise click.ClickException(f"the output cannot be written ({error.strerror})") from None
         except MemoryError:
             raise click.ClickException("there is not enough memory for this model") from None
 
@@ -127,20 +133,20 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
     The prompt is read from standard input when that is piped.
     """
     path, prompt = _arguments(model, prompt, options)
-    text = _prompt(prompt, options["prompt_file"], needed=not options["state_in"])
+    from .engine.terminal import ctrl_c, saving
+
+    text = _text(prompt, options, needed=not options["state_in"])
     began = time.perf_counter()
     session, loaded = _session(path, options), time.perf_counter()
     meter = Meter(session, loaded - began)
-    with _ctrl_c(session), contextlib.suppress(KeyboardInterrupt):
+    limit = None if options["limit"] < 0 else options["limit"]
+    with ctrl_c(session) as pressed, saving(session, options["state_out"]):
         if text:
             meter.read(text)
-        limit = None if options["limit"] < 0 else options["limit"]
         meter.write(limit, flush=not options["state_out"])
-    if options["state_out"]:
-        session.snapshot().save(options["state_out"])
     click.echo()
     click.echo(meter.line(), err=True)
-    sys.exit(INTERRUPTED if session.interrupted else 0)
+    sys.exit(INTERRUPTED if pressed else 0)
 
 
 class Meter:
@@ -242,7 +248,7 @@ def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **op
 
     path, text = _arguments(model, text, options)
     tokenizer = open_tokenizer(path)
-    tokens = tokenizer.encode(_prompt(text, options["prompt_file"], needed=True))
+    tokens = tokenizer.encode(_text(text, options))
 
     def shown(token: int) -> str:
         return tokenizer.piece(token, skip_special=False).decode("utf-8", "backslashreplace")
@@ -274,7 +280,10 @@ def _session(path: str, options: dict[str, Any]) -> Session:
     if options["state_in"]:
         if seed is not None and seed >= 0:
             settings["seed"] = seed
-        return Session.resume(model, Snapshot.load(options["state_in"], model), **settings)
+        return Session.resume(
+            model, Snapshot.load(options["state_in"], model),
+            options["stop"], options["ignore_eos"], **settings,
+        )  # fmt: skip
     settings["seed"] = secrets.randbits(32) if seed is None or seed < 0 else seed
     return Session(model, stop=options["stop"], ignore_eos=options["ignore_eos"], **settings)
 
@@ -292,24 +301,19 @@ def _arguments(
     return path, text
 
 
+def _text(text: str | None, options: dict[str, Any], needed: bool = True) -> str:
+    """The prompt, from wherever it comes."""
+    from .engine.terminal import read_prompt
+
+    if text is not None and options["prompt_file"] is not None:
+        raise click.UsageError("the prompt is given twice, as text and as a file")
+    return read_prompt(text, options["prompt_file"], needed)
+
+
 def _one(argument: str | None, option: str | None, name: str) -> str | None:
     if argument is not None and option is not None:
         raise click.UsageError(f"the {name} is given twice, as an argument and as an option")
     return argument if argument is not None else option
-
-
-def _prompt(text: str | None, file: str | None, needed: bool) -> str:
-    """The prompt from the command line, a file or a pipe; InvalidInput without any."""
-    if text is None and file is not None:
-        try:
-            text = Path(file).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidInput(f"{file} cannot be read as text ({error})") from None
-    if text is None and needed and not sys.stdin.isatty():
-        text = sys.stdin.read()
-    if needed and not text:
-        raise InvalidInput("the prompt is empty; give some text with -p, -f or through a pipe")
-    return text or ""
 
 
 def _bias(text: str) -> tuple[int, float]:
@@ -337,21 +341,6 @@ def _bar(label: str, length: int | None) -> Iterator[Callable[[int, int], None]]
                 bar.update(done - bar.pos)
 
         yield report
-
-
-@contextlib.contextmanager
-def _ctrl_c(session: Session) -> Iterator[None]:
-    """Let Ctrl-C end the session between two tokens; pressed again, it ends the program."""
-
-    def press(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        session.interrupt()
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _notice(text: str) -> None:

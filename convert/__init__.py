@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..kernels.errors import InvalidInput, UnsupportedModel
+from ..kernels.files import check_target
 from ..kernels.formats.blocks import BY_NAME, BlockFormat
-from .checkpoint import Checkpoint, read_json
+from .checkpoint import Checkpoint
+from .config import read_json_if_there
 from .plan import Plan
 from .tokenizer import read_tokenizer
 from .write import FILE_TYPES, QUANTIZATION_VERSION, write_gguf
@@ -18,8 +22,14 @@ OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
 _ARCHITECTURES = ("gated_deltanet", "mamba", "mamba2")
 
-#: generation_config.json's names for the sampling defaults that GGUF has keys for.
-_SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+#: Sampling defaults: generation_config.json's name, GGUF's, the type, and what makes sense.
+_SAMPLING: list[tuple[str, str, Callable[[float], Any], float, float]] = [
+    ("temperature", "temp", float, 0, 100),
+    ("top_k", "top_k", np.int32, 0, 1 << 24),
+    ("top_p", "top_p", float, 0, 1),
+    ("min_p", "min_p", float, 0, 1),
+    ("repetition_penalty", "penalty_repeat", float, 1e-3, 100),
+]
 
 
 def convert(
@@ -38,14 +48,16 @@ def convert(
     """
     source = Checkpoint(checkpoint)
     plan = plan_for(source)
+    source.check_all_used()
     block = output_type(plan, outtype)
-    folder = Path(checkpoint).resolve()
-    path = Path(target) if target is not None else Path(f"{folder.name}-{block.name}.gguf")
-    if path.is_dir():
-        raise InvalidInput(f"{path} is a folder; name the file to write")
+    # A folder's name may hold bytes that are no text.
+    name = Path(checkpoint).resolve().name.encode(errors="replace").decode()
+    path = Path(target) if target is not None else Path(f"{name}-{block.name}.gguf")
+    if check_target(path) in {file.resolve() for file in source.files}:
+        raise InvalidInput(f"{path} is part of the checkpoint; name another file to write")
     for remark in plan.remarks:
         notice(remark)
-    write_gguf(path, plan, metadata_for(source, plan, folder.name, block, notice), block, progress)
+    write_gguf(path, plan, metadata_for(source, plan, name, block, notice), block, progress)
     return path
 
 
@@ -63,41 +75,49 @@ def plan_for(checkpoint: Checkpoint) -> Plan:
 
 
 def output_type(plan: Plan, outtype: str) -> BlockFormat:
-    """The type of the matrices; "auto" takes that of the checkpoint's largest tensor."""
+    """The type of the matrices; "auto" takes that of the checkpoint's embedding."""
     if outtype not in OUTTYPES:
         raise InvalidInput(
             f"the type {outtype!r} cannot be written; choose one of {', '.join(OUTTYPES)}"
         )
     if outtype != "auto":
         return BY_NAME[outtype.upper()]
-    kind = plan.tensors[0].sources[0].kind
+    kind = plan.tensors[0].parts[0].source.kind
     return BY_NAME["F32" if kind == "F64" else kind]
 
 
 def metadata_for(
-    checkpoint: Checkpoint, plan: Plan, name: str, block: BlockFormat, notice: Callable[[str], None]
+    checkpoint: Checkpoint,
+    plan: Plan,
+    name: str,
+    block: BlockFormat,
+    notice: Callable[[str], None],
 ) -> dict[str, Any]:
     """All pairs of the file but the architecture, which the writer adds."""
     tokenizer = read_tokenizer(checkpoint.folder, plan.keys["vocab_size"])
     if tokenizer["tokenizer.ggml.model"] == "none":
-        notice("the checkpoint has no tokenizer; the model will run on token ids only")
+        notice("the checkpoint has no tokenizer; prompts and answers will be token ids")
     return {
         "general.type": "model",
         "general.name": name,
         "general.file_type": FILE_TYPES[block.name],
         "general.quantization_version": QUANTIZATION_VERSION,
-        **_sampling_defaults(checkpoint.folder / "generation_config.json"),
+        **_sampling_defaults(checkpoint.folder / "generation_config.json", notice),
         **{f"{plan.architecture}.{key}": value for key, value in plan.keys.items()},
         **tokenizer,
     }
 
 
-def _sampling_defaults(path: Path) -> dict[str, Any]:
-    """`general.sampling.*` from generation_config.json, where it says something."""
-    values = read_json(path) if path.exists() else {}
+def _sampling_defaults(path: Path, notice: Callable[[str], None]) -> dict[str, Any]:
+    """`general.sampling.*` from generation_config.json, where it says something sensible."""
+    values = read_json_if_there(path)
     pairs: dict[str, Any] = {}
-    for theirs, ours in _SAMPLING.items():
+    for theirs, ours, kind, low, high in _SAMPLING:
         value = values.get(theirs)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            pairs[f"general.sampling.{ours}"] = int(value) if ours == "top_k" else float(value)
+        if value is None:
+            continue
+        if type(value) in (int, float) and low <= value <= high:
+            pairs[f"general.sampling.{ours}"] = kind(value)
+        else:
+            notice(f"{path.name} says {theirs} = {value!r}, which is left out")
     return pairs

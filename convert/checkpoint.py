@@ -18,6 +18,7 @@ import numpy as np
 
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from ..kernels.formats.blocks import bf16_to_f32
+from .config import Config, read_json
 
 #: How safetensors spells the types that can be read, and what their bytes are.
 _TYPES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
@@ -27,79 +28,42 @@ _TYPES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "F64": ("<f8", lambda raw: raw.astype(np.float32)),
 }
 _LARGEST_HEADER = 100 << 20
-_REQUIRED = object()
+_COMPARED_ROWS = 4096
+
+#: Tensors that carry nothing a model needs.
+_IGNORED = ("position_ids", "num_batches_tracked", "inv_freq", "masked_bias")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor on disk."""
+    """A tensor on disk: `kind` as safetensors names it, `shape` slowest dimension first."""
 
     file: mmap.mmap
     kind: str
     shape: tuple[int, ...]
     offset: int
 
-    def read(self, first: int = 0, count: int | None = None) -> np.ndarray:
-        """`count` rows from row `first` on as float32; a tensor of one dimension is one row."""
+    @property
+    def rows(self) -> int:
+        """Rows of the tensor seen as a matrix; one of a single dimension is one row."""
+        return self.shape[0] if len(self.shape) > 1 else 1
+
+    def read(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """The rows of a slice or of an index, as float32: (count, width)."""
         dtype, widen = _TYPES[self.kind]
-        rows = self.shape if len(self.shape) > 1 else (1, *self.shape)
-        width = math.prod(rows[1:])
-        count = rows[0] - first if count is None else min(count, rows[0] - first)
-        start = self.offset + first * width * np.dtype(dtype).itemsize
-        raw = np.frombuffer(self.file, dtype, count * width, start)
-        shape = self.shape if len(self.shape) < 2 else (count, *rows[1:])
-        return widen(raw).reshape(shape)
+        raw = np.frombuffer(self.file, dtype, math.prod(self.shape), self.offset)
+        return widen(raw.reshape(self.rows, -1)[rows])
 
-
-class Config:
-    """`config.json`; every reader raises InvalidFile naming the file and the key."""
-
-    def __init__(self, path: Path, values: dict[str, Any]) -> None:
-        self.path, self.values = path, values
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """The value of a key; absent and null give the default."""
-        value = self.values.get(key)
-        return default if value is None else value
-
-    def count(self, key: str, default: Any = _REQUIRED) -> int:
-        """A whole number from 1 up."""
-        value = self._required(key, default)
-        if type(value) is not int or value < 1:
-            raise self._bad(key, value, "a whole number from 1 up")
-        return value
-
-    def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A positive number."""
-        value = self._required(key, default)
-        if type(value) not in (int, float) or not value > 0:
-            raise self._bad(key, value, "a positive number")
-        return float(value)
-
-    def flag(self, key: str, default: Any = _REQUIRED) -> bool:
-        """True or false."""
-        value = self._required(key, default)
-        if type(value) is not bool:
-            raise self._bad(key, value, "true or false")
-        return value
-
-    def one_of(self, key: str, default: str, *choices: str) -> str:
-        """One of the values that keelback can run; anything else is refused, not guessed."""
-        value = self.get(key, default)
-        if value not in choices:
-            raise UnsupportedModel(
-                f"{self.path}: {key} is {value!r}; keelback runs {' or '.join(choices)}"
+    def equals(self, other: Source) -> bool:
+        """Whether two tensors hold the same numbers; compared a few rows at a time."""
+        starts = range(0, self.rows, _COMPARED_ROWS)
+        return self.shape == other.shape and all(
+            np.array_equal(
+                self.read(slice(at, at + _COMPARED_ROWS)),
+                other.read(slice(at, at + _COMPARED_ROWS)),
             )
-        return value
-
-    def _required(self, key: str, default: Any) -> Any:
-        value = self.get(key, default)
-        if value is _REQUIRED:
-            raise InvalidFile(f"{self.path} lacks the key {key}; download the checkpoint again")
-        return value
-
-    def _bad(self, key: str, value: Any, wanted: str) -> InvalidFile:
-        return InvalidFile(f"{self.path}: {key} is {value!r}, not {wanted}")
+            for at in starts
+        )
 
 
 class Checkpoint:
@@ -113,11 +77,13 @@ class Checkpoint:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InvalidFile(
-                f"{self.folder} is no folder; give the folder of a Hugging Face checkpoint"
+                f"{folder} is no folder; give the folder of a Hugging Face checkpoint"
             )
         self.config = Config(self.folder / "config.json", self._config())
-        self.tensors: dict[str, Source] = {}
-        for path in self._files():
+        self.files = self._files()
+        self._tensors: dict[str, Source] = {}
+        self._used: set[str] = set()
+        for path in self.files:
             self._open(path)
 
     def _config(self) -> dict[str, Any]:
@@ -131,11 +97,7 @@ class Checkpoint:
         values = read_json(path)
         quantized = values.get("quantization_config") or values.get("quantization")
         if quantized:
-            method = (
-                quantized.get("quant_method", "unknown")
-                if isinstance(quantized, dict)
-                else "unknown"
-            )
+            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
             raise UnsupportedModel(
                 f"{self.folder} is quantized already ({method}); convert the original checkpoint, "
                 "and choose a smaller type with --outtype"
@@ -149,18 +111,20 @@ class Checkpoint:
             if not isinstance(mapping, dict) or not mapping:
                 raise InvalidFile(f"{index} has no weight_map; download the checkpoint again")
             names = sorted({str(name) for name in mapping.values()})
-            if odd := [name for name in names if Path(name).name != name]:
-                raise InvalidFile(
-                    f"{index} points outside its folder ({odd[0]!r}); do not trust this checkpoint"
-                )
-            paths = [self.folder / name for name in names]
-        else:
-            paths = sorted(self.folder.glob("*.safetensors"))
+            for name in names:
+                if Path(name).name != name or not name.endswith(".safetensors"):
+                    raise InvalidFile(
+                        f"{index} names {name[:80]!r}, which is no .safetensors file there; "
+                        "do not trust this checkpoint"
+                    )
+            return [self.folder / name for name in names]
+        # Hidden files are what some systems leave beside the real ones.
+        paths = sorted(self.folder.glob("[!.]*.safetensors"))
+        if not paths and any(self.folder.glob("*.bin")):
+            raise UnsupportedModel(
+                f"{self.folder} keeps its weights in .bin files; save it as safetensors first"
+            )
         if not paths:
-            if any(self.folder.glob("*.bin")):
-                raise UnsupportedModel(
-                    f"{self.folder} keeps its weights in .bin files; save it as safetensors first"
-                )
             raise InvalidFile(
                 f"{self.folder} holds no *.safetensors; download the checkpoint again"
             )
@@ -178,45 +142,60 @@ class Checkpoint:
             header = json.loads(mapped[8 : 8 + length])
             for name, entry in header.items():
                 if name != "__metadata__":
-                    self.tensors[name] = _source(mapped, 8 + length, path, name, entry)
+                    self._tensors[name] = _source(mapped, 8 + length, path, name, entry)
         except FileNotFoundError:
             raise InvalidFile(f"{path} is missing; download the checkpoint again") from None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except OSError as error:
+            raise InvalidFile(f"{path} cannot be opened: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise damaged from None
 
-    def require(self, *names: str) -> Source:
-        """The first of these tensors that is there; raises InvalidFile when none is."""
-        for name in names:
-            if name in self.tensors:
-                return self.tensors[name]
-        raise InvalidFile(
-            f"{self.folder} lacks the tensor {names[0]}; download the checkpoint again"
-        )
+    def find(self, name: str, *shape: int) -> Source | None:
+        """A tensor, or None where there is none; raises InvalidFile when its shape is another.
+
+        Dimensions of one do not count. Without a shape only the type is checked.
+        """
+        source = self._tensors.get(name)
+        if source is None:
+            return None
+        self._used.add(name)
+        if source.kind not in _TYPES:
+            raise UnsupportedModel(
+                f"{self.folder}: tensor {name} has the type {source.kind}; "
+                "convert a checkpoint in F32, F16 or BF16"
+            )
+        if shape and [n for n in source.shape if n != 1] != [n for n in shape if n != 1]:
+            raise InvalidFile(
+                f"{self.folder}: tensor {name} has the shape {list(source.shape)} where config "
+                f"asks for {list(shape)}; the two do not belong together"
+            )
+        return source
+
+    def require(self, name: str, *shape: int) -> Source:
+        """`find` for a tensor that has to be there; raises InvalidFile when it is not."""
+        source = self.find(name, *shape)
+        if source is None:
+            raise InvalidFile(
+                f"{self.folder} lacks the tensor {name}; download the checkpoint again"
+            )
+        return source
+
+    def check_all_used(self) -> None:
+        """Raise UnsupportedModel when a tensor has been left aside: the result would be wrong."""
+        left = [name for name in self._tensors if name not in self._used]
+        left = sorted(name for name in left if not name.endswith(_IGNORED))
+        if left:
+            raise UnsupportedModel(
+                f"{self.folder}: {len(left)} tensors have no place in this architecture, "
+                f"{left[0]} among them; config.json does not describe the weights"
+            )
 
 
 def _source(mapped: mmap.mmap, start: int, path: Path, name: str, entry: dict[str, Any]) -> Source:
     kind, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    if kind not in _TYPES:
-        raise UnsupportedModel(
-            f"{path}: tensor {name} has the type {kind}; convert a checkpoint in F32, F16 or BF16"
-        )
-    nbytes = math.prod(shape) * np.dtype(_TYPES[kind][0]).itemsize
-    sizes_fit = all(type(n) is int and n > 0 for n in shape) and last - first == nbytes
-    if not sizes_fit or first < 0 or start + last > len(mapped):
+    numbers_fit = all(type(n) is int and 0 <= n <= len(mapped) for n in (*shape, first, last))
+    if not numbers_fit or first > last or start + last > len(mapped):
         raise InvalidFile(f"{path}: tensor {name} does not lie inside the file; download it again")
+    if kind in _TYPES and math.prod(shape) * np.dtype(_TYPES[kind][0]).itemsize != last - first:
+        raise InvalidFile(f"{path}: tensor {name} has not as many bytes as its shape says")
     return Source(mapped, kind, shape, start + first)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; transformers 5 spells infinities {"__float__": "Infinity"}."""
-
-    def unwrap(pairs: dict[str, Any]) -> Any:
-        return float(pairs["__float__"]) if set(pairs) == {"__float__"} else pairs
-
-    try:
-        values = json.loads(path.read_text("utf-8"), object_hook=unwrap)
-    except (OSError, ValueError) as error:
-        raise InvalidFile(f"{path} cannot be read as JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise InvalidFile(f"{path} does not hold a JSON object")
-    return values

@@ -10,20 +10,36 @@ import numpy as np
 
 from .checkpoint import Source
 
-Transform = Callable[..., np.ndarray]
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of a GGUF tensor that come from one tensor of the checkpoint.
+
+    rows, columns  orders in which those of the source (seen as a matrix) are taken
+    function       applied element by element, in float32
+    """
+
+    source: Source
+    rows: np.ndarray | None = None
+    columns: np.ndarray | None = None
+    function: Callable[[np.ndarray], np.ndarray] | None = None
+
+    def read(self, first: int, count: int) -> np.ndarray:
+        """`count` rows from `first` on, as float32: (count, width)."""
+        wanted = slice(first, first + count)
+        values = self.source.read(wanted if self.rows is None else self.rows[wanted])
+        if self.columns is not None:
+            values = values[:, self.columns]
+        return values if self.function is None else self.function(values)
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor of the GGUF file: `shape` slowest dimension first.
-
-    Without a transform the one source holds the same numbers in the same order, and is streamed.
-    """
+    """A tensor of the GGUF file: `shape` slowest dimension first; without parts it is all zero."""
 
     name: str
     shape: tuple[int, ...]
-    sources: tuple[Source, ...]
-    transform: Transform | None = None
+    parts: tuple[Part, ...]
 
     @property
     def always_f32(self) -> bool:
@@ -44,17 +60,18 @@ class Plan:
     tensors: list[Tensor] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
-    def add(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        *sources: Source,
-        transform: Transform | None = None,
-    ) -> None:
-        """Add a tensor."""
-        self.tensors.append(Tensor(name, shape, sources, transform))
+    def add(self, name: str, shape: tuple[int, ...], *parts: Source | Part) -> None:
+        """Add a tensor; a source stands for all its rows as they are."""
+        wrapped = (part if isinstance(part, Part) else Part(part) for part in parts)
+        self.tensors.append(Tensor(name, shape, tuple(wrapped)))
+
+    def remark(self, text: str) -> None:
+        """Say once what llama.cpp cannot do with the file."""
+        if text not in self.remarks:
+            self.remarks.append(text)
 
 
 def negative_exp(a_log: np.ndarray) -> np.ndarray:
     """A = -exp(A_log): GGUF holds the decay rate itself."""
-    return -np.exp(a_log)
+    with np.errstate(over="ignore"):
+        return -np.exp(a_log)

@@ -6,7 +6,6 @@ vocabulary that almost fits makes a model that almost works.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from ..kernels.formats import pretokenizers, spm
 from ..kernels.formats.spm import TokenType
+from .config import read_json, read_json_if_there
 
 # Vocabularies in forms that say too little about how text is split to be converted.
 _FOREIGN = ("vocab.json", "merges.txt", "tiktoken.model", "vocab.txt", "spiece.model")
@@ -37,7 +37,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> dict[str, Any]:
     settings = _Settings(folder)
     json_file, model_file = folder / "tokenizer.json", folder / "tokenizer.model"
     if json_file.is_file():
-        document = _read_json(json_file)
+        document = read_json(json_file)
         if not _falls_back_to_bytes(document):
             return _from_json(json_file, document, settings, vocab_size)
         if not model_file.is_file():
@@ -53,7 +53,9 @@ def read_tokenizer(folder: Path, vocab_size: int) -> dict[str, Any]:
                 f"{folder / name} is a tokenizer keelback cannot convert; save a tokenizer.json "
                 "with transformers (AutoTokenizer.from_pretrained, then save_pretrained)"
             )
-    return {"tokenizer.ggml.model": "none"}
+    ids = settings.special_ids([f"[{token}]" for token in range(vocab_size)])
+    ends = {f"tokenizer.ggml.{kind}_token_id": token for kind, token in ids.items()}
+    return {"tokenizer.ggml.model": "none", **ends}
 
 
 def _from_json(
@@ -176,6 +178,8 @@ def _from_sentencepiece(path: Path, settings: _Settings, vocab_size: int) -> dic
         spaced = types[token] == TokenType.USER_DEFINED
         texts[token] = added.content.replace("▁", " ") if spaced else added.content
 
+    if len(set(texts)) != len(texts):
+        raise InvalidFile(f"{settings.folder}: an added token repeats a piece of {path.name}")
     own = {
         "bos": model.bos_id,
         "eos": model.eos_id,
@@ -222,17 +226,17 @@ class _Settings:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.tokenizer = _read_json(folder / "tokenizer_config.json")
-        self.special_map = _read_json(folder / "special_tokens_map.json")
+        self.tokenizer = read_json_if_there(folder / "tokenizer_config.json")
+        self.special_map = read_json_if_there(folder / "special_tokens_map.json")
         config, self.generation = (
-            _read_json(folder / name) for name in ("config.json", "generation_config.json")
+            read_json_if_there(folder / name) for name in ("config.json", "generation_config.json")
         )
         inner = config.get("text_config")
         self.config = {**inner, **config} if isinstance(inner, dict) else config
         stored = self.tokenizer.get("added_tokens_decoder") or {}
         # The oldest form; a tokenizer.json holds the same tokens and says more about them.
         if not stored and not (folder / "tokenizer.json").is_file():
-            added = _read_json(folder / "added_tokens.json")
+            added = read_json_if_there(folder / "added_tokens.json")
             stored = {token: {"content": text} for text, token in added.items()}
         try:
             numbered = {int(token): _added_token(entry) for token, entry in stored.items()}
@@ -314,7 +318,7 @@ class _Settings:
         value = source.get(key)
         numbers = value if isinstance(value, list) else [] if value is None else [value]
         for number in numbers:
-            if not isinstance(number, int) or number >= vocab_size:
+            if type(number) is not int or number >= vocab_size:
                 raise UnsupportedModel(
                     f"{self.folder}: {key} is {number!r}, and the model has {vocab_size} tokens; "
                     "correct it in config.json or generation_config.json"
@@ -336,25 +340,14 @@ class _Settings:
                 named = {} if stored is None else {"default": str(stored)}
         except (KeyError, TypeError, UnicodeDecodeError):
             raise InvalidFile(f"{self.folder}: the chat template is damaged") from None
+        if any("\ud800" <= letter <= "\udfff" for text in named.values() for letter in text):
+            raise InvalidFile(f"{self.folder}: the chat template holds half a surrogate pair")
         named = {re.sub(r"\W", "", name, flags=re.ASCII): text for name, text in named.items()}
         default = named.pop("default", None)
         pairs: dict[str, Any] = {} if default is None else {"tokenizer.chat_template": default}
         if named:
             pairs["tokenizer.chat_templates"] = list(named)
         return pairs | {f"tokenizer.chat_template.{name}": text for name, text in named.items()}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty when there is no such file; InvalidFile when it is damaged."""
-    if not path.is_file():
-        return {}
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InvalidFile(f"{path} is not valid JSON ({error}); download it again") from None
-    if not isinstance(document, dict):
-        raise InvalidFile(f"{path} does not hold a JSON object; download it again")
-    return document
 
 
 def _falls_back_to_bytes(document: dict[str, Any]) -> bool:

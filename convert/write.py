@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..kernels.errors import InvalidFile, InvalidInput
+from ..kernels.errors import InvalidFile
+from ..kernels.files import replacing
 from ..kernels.formats import blocks
 from ..kernels.formats.blocks import F16, F32, BlockFormat
 from .plan import Plan, Tensor
@@ -21,6 +22,9 @@ CHUNK_BYTES = 8 << 20
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 QUANTIZATION_VERSION = 2
 
+#: The largest value a type can hold, where that is less than float32's.
+_LIMITS = {"F16": 65504.0, "Q8_0": 65504.0 * 127}
+
 Progress = Callable[[int, int], None]
 
 
@@ -29,17 +33,11 @@ def write_gguf(
 ) -> None:
     """Write a converted checkpoint; `progress` is told the bytes done and the bytes in all.
 
-    Raises InvalidInput when the target cannot be written; nothing is left of it then, and a file
-    that was there before stays as it is.
+    Raises InvalidInput when the target cannot be written, InvalidFile for values that are not
+    finite or too large for their type; a file that was there before then stays as it is.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
+    with replacing(target) as partial:
         _write(partial, plan, metadata, outtype, progress)
-        os.replace(partial, target)
-    except OSError as error:
-        raise InvalidInput(f"{target} cannot be written: {error.strerror or error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write(
@@ -52,8 +50,7 @@ def _write(
         for key, value in metadata.items():
             _add(writer, key, value)
         kinds = [_type_of(tensor, outtype) for tensor in plan.tensors]
-        sizes = [int(np.prod(tensor.shape[:-1])) * kind.row_bytes(tensor.shape[-1])
-                 for tensor, kind in zip(plan.tensors, kinds, strict=True)]  # fmt: skip
+        sizes = [_size_of(tensor, kind) for tensor, kind in zip(plan.tensors, kinds, strict=True)]
         for tensor, kind, size in zip(plan.tensors, kinds, sizes, strict=True):
             raw = gguf.GGMLQuantizationType(kind.code)
             writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw)
@@ -80,39 +77,41 @@ def _type_of(tensor: Tensor, outtype: BlockFormat) -> BlockFormat:
     return F16 if tensor.shape[-1] % outtype.elements else outtype
 
 
-def _encoded(tensor: Tensor, kind: BlockFormat):
+def _size_of(tensor: Tensor, kind: BlockFormat) -> int:
+    return math.prod(tensor.shape[:-1]) * kind.row_bytes(tensor.shape[-1])
+
+
+def _encoded(tensor: Tensor, kind: BlockFormat) -> Iterator[bytes]:
     """A tensor's bytes, a few megabytes at a time."""
-    rows, width = int(np.prod(tensor.shape[:-1])), tensor.shape[-1]
-    step = max(1, CHUNK_BYTES // (4 * width))
-    if tensor.transform is not None:
-        values = tensor.transform(*(source.read() for source in tensor.sources))
-        if values.size != rows * width:
-            raise _misshapen(tensor, values.shape)
-        values = values.reshape(rows, width)
+    if not tensor.parts:
+        yield bytes(_size_of(tensor, kind))
+    for part in tensor.parts:
+        rows = part.source.rows
+        step = max(1, CHUNK_BYTES * rows // (4 * math.prod(part.source.shape)))
         for first in range(0, rows, step):
-            yield blocks.quantize(values[first : first + step], kind).tobytes()
-        return
-    (source,) = tensor.sources
-    if int(np.prod(source.shape)) != rows * width:
-        raise _misshapen(tensor, source.shape)
-    if rows == 1 or source.shape[0] != rows:
-        yield blocks.quantize(source.read().reshape(rows, width), kind).tobytes()
-        return
-    for first in range(0, rows, step):
-        yield blocks.quantize(source.read(first, step).reshape(-1, width), kind).tobytes()
+            values = part.read(first, step)
+            _check(tensor, kind, values)
+            yield blocks.quantize(values, kind).tobytes()
 
 
-def _misshapen(tensor: Tensor, shape: tuple[int, ...]) -> InvalidFile:
-    return InvalidFile(
-        f"the checkpoint's tensor for {tensor.name} has the shape {list(shape)} where config.json "
-        f"asks for {list(tensor.shape)}; the two do not belong together"
-    )
+def _check(tensor: Tensor, kind: BlockFormat, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise InvalidFile(
+            f"the values of {tensor.name} are not finite; the checkpoint is damaged, or its "
+            "training failed"
+        )
+    if kind.name in _LIMITS and np.abs(values).max() > _LIMITS[kind.name]:
+        raise InvalidFile(
+            f"a value of {tensor.name} is too large for {kind.name}; convert with --outtype bf16"
+        )
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
     """Add a pair with the type GGUF readers expect: whole numbers u32, others f32."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
+    elif isinstance(value, np.int32):
+        writer.add_int32(key, int(value))
     elif isinstance(value, int):
         writer.add_uint32(key, value)
     elif isinstance(value, float):

@@ -11,6 +11,7 @@ import numpy as np
 from ..kernels.errors import InvalidInput
 from ..models.graph import Graph
 from .state import State
+from .threads import CancelFlag
 from .weights import WeightStore
 
 #: Rows a forward takes at most; longer prompts go through in chunks.
@@ -33,33 +34,18 @@ class Batch:
     outputs: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class Forward:
-    """What a forward came to.
-
-    logits       (R, vocabulary) float32, or None when it was cancelled
-    interrupted  whether Ctrl-C was pressed meanwhile
-    """
-
-    logits: np.ndarray | None
-    interrupted: bool = False
-
-
 class Backend(Protocol):
     """A way to play a graph."""
 
     #: Names what the bits depend on: backend, instruction set, weight layout.
     numerics: str
-    #: Whether an exception can end a forward half way; it then needs a copy of the states even
-    #: where it reads a single row.
-    preemptible: bool
 
-    def forward(self, batch: Batch, cancellable: bool) -> Forward:
-        """Advance the states; a cancelled forward leaves them half changed."""
-        ...
+    def forward(self, batch: Batch, cancel: CancelFlag | None = None) -> np.ndarray | None:
+        """Advance the states and return logits (R, vocabulary) float32.
 
-    def cancel(self) -> None:
-        """Ask a cancellable forward that is under way in another thread to end."""
+        None says that the forward was cancelled, which leaves the states half changed. Called in
+        the pool's first thread.
+        """
         ...
 
 

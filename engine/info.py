@@ -40,9 +40,7 @@ def describe(path: str) -> dict[str, Any]:
         "tokenizer": {
             "model": metadata.get("tokenizer.ggml.model", "none"),
             "pre": metadata.get("tokenizer.ggml.pre", ""),
-            "tokens": metadata.length("tokenizer.ggml.tokens")
-            if "tokenizer.ggml.tokens" in metadata
-            else 0,
+            "tokens": metadata.length("tokenizer.ggml.tokens"),
         },
         "chat_template": "tokenizer.chat_template" in metadata,
         "state_bytes": _state_bytes(file),

@@ -59,9 +59,11 @@ class Program:
 
 def lower(graph: Graph, weights: WeightStore, max_rows: int) -> Program:
     """Lower a graph for forwards of up to `max_rows` rows."""
-    assert graph.logits is not None
+    logits = graph.logits
+    if logits is None or not logits.buffer.outputs or logits.width != logits.buffer.width:
+        raise ValueError("a graph ends in one value, whole, for the rows that `select` kept")
     nodes = quantize_activations(graph, weights.block_of)
-    return _Lowering(nodes, graph.logits, weights, max_rows).program()
+    return _Lowering(nodes, logits, weights, max_rows).program()
 
 
 class _Lowering:
@@ -144,7 +146,8 @@ class _Lowering:
     def _value(self, value: Value) -> tuple[tuple[int, int, int, int], Span | None]:
         step, start = value.buffer.width * _FLOAT, value.start * _FLOAT
         if value.buffer is self.logits.buffer:
-            return (table.LOGITS, start, step, value.width), None
+            whole = Span(table.LOGITS, 0, self.max_rows * step)
+            return (table.LOGITS, start, step, value.width), whole
         place = self.places[value.buffer]
         columns = (value.start, value.start + value.width)
         span = Span(table.ARENA, place, place + self.max_rows * step, value.buffer, columns)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..kernels.errors import InvalidInput, NumericalError
 from .backend import MAX_ROWS, Batch, make_backend
 from .info import open_file
 from .state import Layout, State, check_states
+from .threads import CancelFlag, pool
 from .tokenizer import Tokenizer
 from .weights import WeightStore
 
@@ -49,7 +49,6 @@ class Model:
             backend, self.graph, WeightStore(self.file, notice), threads, notice
         )
         self.notice = notice
-        self._turn = threading.RLock()
 
     @property
     def metadata(self) -> Any:
@@ -74,7 +73,7 @@ class Model:
 
     def new_state(self) -> State:
         """The state before the first token."""
-        return State.fresh(self.layout, self.fingerprint)
+        return State.fresh(self.layout, self.fingerprint, self.backend.numerics)
 
     def forward(
         self,
@@ -82,17 +81,20 @@ class Model:
         state: State | None = None,
         logits: str = "last",
         progress: Callable[[int], None] | None = None,
+        cancel: CancelFlag | None = None,
     ) -> tuple[np.ndarray, State]:
         """Read token ids and advance the state that is given (a new one without).
 
         ids: integers, (T,), T >= 1. logits: "last" returns those of the next token, float32
         (vocabulary,); "all" those behind every id, (T, vocabulary). `progress` is told the number
         of ids read after each chunk. Raises InvalidInput for ids out of range, NumericalError when
-        logits are not finite. A forward that fails, or is cancelled with Ctrl-C, leaves the state
-        as it was before the chunk of up to MAX_ROWS ids that it was reading.
+        logits are not finite, KeyboardInterrupt when Ctrl-C or `cancel` ends it. The state is then
+        as it was before the chunk of up to MAX_ROWS ids that was being read; but a single id that
+        leads to no finite logits leaves it damaged, and it is refused from then on.
         """
         state = self.new_state() if state is None else state
-        rows, (state,) = self._run([ids], [state], logits, progress)
+        cancel = CancelFlag() if cancel is None else cancel
+        rows, (state,) = self._run([ids], [state], logits, progress, cancel)
         return rows[0], state
 
     def forward_batch(
@@ -102,7 +104,7 @@ class Model:
         if len(ids) != len(states) or not len(ids):
             raise InvalidInput(f"{len(ids)} sequences of ids were given with {len(states)} states")
         started = [self.new_state() if state is None else state for state in states]
-        return self._run(ids, started, logits, None)
+        return self._run(ids, started, logits, None, CancelFlag())
 
     def generate(
         self, prompt: str | Ids, limit: int | None = None, **settings: Any
@@ -124,81 +126,84 @@ class Model:
         states: list[State],
         logits: str,
         progress: Callable[[int], None] | None,
+        cancel: CancelFlag,
     ) -> tuple[list[np.ndarray], list[State]]:
         if logits not in ("last", "all"):
             raise InvalidInput(f'logits={logits!r} was asked for; choose "last" or "all"')
-        sequences = [self._checked(sequence) for sequence in ids]
-        check_states(states, self.layout, self.fingerprint)
-        with self._turn:
-            collected: list[list[np.ndarray]] = [[] for _ in sequences]
-            read = 0
+        sequences = [self.checked_ids(sequence) for sequence in ids]
+        every, read = logits == "all", 0
+        out = [
+            np.empty((len(ids) if every else 1, self.vocabulary), np.float32) for ids in sequences
+        ]
+        with pool().turn:
+            check_states(states, self.layout, self.fingerprint)
             for chunk in _chunks([len(sequence) for sequence in sequences]):
-                self._forward_chunk(sequences, states, chunk, logits == "all", collected)
+                body = partial(self._forward_chunk, sequences, states, chunk, out, every, cancel)
+                pool().call(body, cancel)
                 read += sum(end - start for _, start, end in chunk)
                 if progress is not None:
                     progress(read)
-        if logits == "all":
-            return [np.concatenate(rows) for rows in collected], states
-        return [rows[-1][-1].copy() for rows in collected], states
+        return (out if every else [rows[0] for rows in out]), states
 
     def _forward_chunk(
         self,
         sequences: list[np.ndarray],
         states: list[State],
         chunk: list[tuple[int, int, int]],
+        out: list[np.ndarray],
         every: bool,
-        collected: list[list[np.ndarray]],
+        cancel: CancelFlag,
     ) -> None:
-        """Run the rows of each (sequence, start, end); all states advance, or none."""
+        """Run the rows of each (sequence, start, end): all states advance, or none does."""
+        touched = [states[i] for i, _, _ in chunk]
         parts = [sequences[i][start:end] for i, start, end in chunk]
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
-        last = [end == len(sequences[i]) for i, _, end in chunk]
-        outputs = np.arange(offsets[-1]) if every else offsets[1:][last] - 1
-        touched = [states[i] for i, _, _ in chunk]
+        wanted = [
+            np.arange(first, after)
+            if every
+            else np.arange(after - (end == len(sequences[i])), after)
+            for (i, _, end), first, after in zip(chunk, offsets, offsets[1:], strict=False)
+        ]
         for state, part in zip(touched, parts, strict=True):
             state.reserve(len(part))
-        batch = Batch(np.concatenate(parts), offsets, touched, outputs.astype(np.int64))
-        rows, interrupted = self._forward_or_restore(batch)
-        for position, ((i, _, _), state, part) in enumerate(
-            zip(chunk, touched, parts, strict=True)
-        ):
-            mine = (outputs >= offsets[position]) & (outputs < offsets[position + 1])
-            state.logits = None
-            if mine.any():
-                collected[i].append(rows[mine])
-                state.logits = collected[i][-1][-1].copy()
+        batch = Batch(np.concatenate(parts), offsets, touched, np.concatenate(wanted))
+        rows, at = self._forward_or_restore(batch, cancel), 0
+        for (i, start, _), state, part, mine in zip(chunk, touched, parts, wanted, strict=True):
             state.advance(part.tolist())
-        if interrupted:
-            raise KeyboardInterrupt
+            state.logits = None
+            if len(mine):
+                state.logits = rows[at + len(mine) - 1].copy()
+                first = start if every else 0
+                out[i][first : first + len(mine)] = rows[at : at + len(mine)]
+            at += len(mine)
 
-    def _forward_or_restore(self, batch: Batch) -> tuple[np.ndarray, bool]:
-        """Run a batch: its logits, and whether Ctrl-C was pressed after it could be cancelled.
-
-        When it fails or is cancelled, its states are as they were.
+    def _forward_or_restore(self, batch: Batch, cancel: CancelFlag) -> np.ndarray:
+        """Run a batch and return its logits; where it fails, its states are as they were.
 
         A recurrent state cannot be wound back, so it is copied first; not for a single row, which
-        is not cancelled and would take twice the memory traffic.
+        is not cancelled, and for which a copy would double the memory traffic of the state.
         """
-        cancellable = len(batch.ids) > 1
-        keep = cancellable or self.backend.preemptible
-        kept = [state.block.copy() for state in batch.states] if keep else []
-        try:
-            done = self.backend.forward(batch, cancellable)
-            if done.logits is None:
-                raise KeyboardInterrupt
-            if not np.isfinite(done.logits).all():
-                raise NumericalError(
-                    f"{self.file.path} gave logits that are not finite; "
-                    "the file is damaged, or its weights overflow"
-                )
-        except BaseException:
-            for state, block in zip(batch.states, kept, strict=False):
-                state.block[:] = block
-            raise
-        return done.logits, done.interrupted
+        several = len(batch.ids) > 1
+        kept = [state.block.copy() for state in batch.states] if several else []
+        logits = self.backend.forward(batch, cancel if several else None)
+        if logits is not None and np.isfinite(logits).all():
+            return logits
+        for state, block in zip(batch.states, kept, strict=False):
+            state.block[:] = block
+        if logits is None:
+            raise KeyboardInterrupt
+        batch.states[0].damaged = not several
+        raise NumericalError(
+            f"{self.file.path} gave logits that are not finite; "
+            "the file is damaged, or its weights overflow"
+        )
 
-    def _checked(self, ids: Ids) -> np.ndarray:
-        array = np.asarray(ids)
+    def checked_ids(self, ids: Ids) -> np.ndarray:
+        """A copy of the ids as int64 (T,); raises InvalidInput unless the model knows them all."""
+        try:
+            array = np.array(ids)
+        except ValueError:
+            array = np.empty(0)
         if array.ndim != 1 or not len(array) or array.dtype.kind not in "iu":
             raise InvalidInput("ids have to be a list of at least one whole number")
         if array.min() < 0 or array.max() >= self.vocabulary:
@@ -206,7 +211,7 @@ class Model:
             raise InvalidInput(
                 f"the id {odd} is out of range: the model knows the ids 0 to {self.vocabulary - 1}"
             )
-        return np.ascontiguousarray(array, np.int64)
+        return array.astype(np.int64)
 
 
 def _chunks(lengths: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:

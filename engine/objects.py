@@ -7,12 +7,12 @@ compiled anew. Each file begins with the SHA-256 of the code behind it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels import op
+from ..kernels.errors import InvalidInput
+from ..kernels.files import replacing
 from .platform import cache_folder
 
 #: Named where the kernels are compiled; the same constant as in `kernels/jit.py`.
@@ -53,23 +55,26 @@ def addresses(kernels: Iterable[tuple[str, str]], notice: Callable[[str], None])
 
 
 @cache
-def folder() -> Path:
-    """The folder that holds the object code for this machine and these sources."""
+def key() -> str:
+    """Names what compiled kernels depend on: their sources, the compiler, and this machine."""
     import llvmlite.binding as llvm
 
     digest = hashlib.sha256()
     for source in sorted(Path(op.__file__).parent.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
-    features = llvm.get_host_cpu_features().flatten()
+    compiler = [f"{name}={value}" for name, value in sorted(os.environ.items()) if "NUMBA" in name]
     facts = [
-        sys.version,
-        version("numba"),
-        version("llvmlite"),
-        platform.platform(),
-        llvm.get_host_cpu_name(),
+        *(sys.version, version("numba"), version("llvmlite"), *compiler),
+        *(platform.system(), platform.machine(), llvm.get_host_cpu_name()),
+        llvm.get_host_cpu_features().flatten(),
     ]
-    digest.update("\0".join([*facts, features]).encode())
-    return cache_folder() / digest.hexdigest()[:24]
+    digest.update("\0".join(facts).encode())
+    return digest.hexdigest()[:24]
+
+
+def folder() -> Path:
+    """The folder that holds the object code for this key; raises OSError where there is none."""
+    return cache_folder() / key()
 
 
 def _read(name: str) -> bytes | None:
@@ -94,13 +99,10 @@ def _compile(name: str, module: str) -> bytes:
     code = compile_kernel(name, module)
     if not _kept(module):
         return code
-    try:
+    with contextlib.suppress(OSError, InvalidInput):
         folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder(), delete=False) as file:
-            file.write(hashlib.sha256(code).digest() + code)
-        os.replace(file.name, folder() / f"{name}.o")
-    except OSError:
-        pass
+        with replacing(folder() / f"{name}.o") as partial:
+            partial.write_bytes(hashlib.sha256(code).digest() + code)
     return code
 
 

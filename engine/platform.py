@@ -1,4 +1,4 @@
-"""What differs between operating systems: memory advice, processors, the cache folder."""
+"""What differs between operating systems: processors, giving them up, the cache folder."""
 
 from __future__ import annotations
 
@@ -22,16 +22,20 @@ def processors() -> int:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept; KEELBACK_CACHE names another place."""
+    """Where compiled kernels are kept; KEELBACK_CACHE names another place.
+
+    Raises OSError for a user without a home.
+    """
     if named := os.environ.get("KEELBACK_CACHE"):
         return Path(named)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "keelback"
+    if base := os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"):
+        return Path(base) / "keelback"
+    try:
+        home = Path.home()
+    except RuntimeError:
+        raise FileNotFoundError("this user has no home folder") from None
+    inside = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
+    return home / inside / "keelback"
 
 
 @cache
@@ -40,12 +44,3 @@ def yield_address() -> int:
     if sys.platform == "win32":
         return 0
     return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
-
-
-def resident_bytes() -> int:
-    """Memory this process holds now; 0 where it cannot be told."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return 0

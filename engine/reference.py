@@ -8,9 +8,10 @@ import numpy as np
 
 from ..kernels.op import Kind, Weight
 from ..models.graph import Buffer, CacheRef, Graph, Node, StateRef, Value
-from .backend import Batch, Forward
+from .backend import Batch
 from .passes import quantize_activations
 from .state import CacheView, State
+from .threads import CancelFlag
 from .weights import WeightStore
 
 
@@ -18,7 +19,6 @@ class NumpyBackend:
     """The oracle that the other backends are held against."""
 
     numerics = "numpy"
-    preemptible = True
 
     def __init__(self, graph: Graph, weights: WeightStore) -> None:
         assert graph.logits is not None
@@ -30,16 +30,15 @@ class NumpyBackend:
             if isinstance(value, Weight)
         }
 
-    def cancel(self) -> None:
-        """See Backend; definitions run in the caller's thread, where Ctrl-C ends them."""
-
-    def forward(self, batch: Batch, cancellable: bool) -> Forward:
-        """See Backend."""
+    def forward(self, batch: Batch, cancel: CancelFlag | None = None) -> np.ndarray | None:
+        """See Backend; the flag is looked at between two ops."""
         values: dict[Buffer, np.ndarray] = {}
         with np.errstate(all="ignore"):
             for node in self._nodes:
+                if cancel is not None and cancel.is_set:
+                    return None
                 values[node.out.buffer] = self._play(node, batch, values)
-        return Forward(values[self._logits.buffer])
+        return values[self._logits.buffer]
 
     def _play(self, node: Node, batch: Batch, values: dict[Buffer, np.ndarray]) -> np.ndarray:
         if not node.op.stateful:

@@ -7,6 +7,7 @@ fork, a rewind or a batch needs no generator's state.
 from __future__ import annotations
 
 import hashlib
+import numbers
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,25 @@ from ..kernels.errors import InvalidInput
 
 #: Seeds are unsigned 64-bit numbers.
 SEEDS = 1 << 64
+
+
+# The settings that are numbers: kind, smallest, largest.
+_RANGES: dict[str, tuple[Any, float, float]] = {
+    "temperature": (numbers.Real, 0, 1e6),
+    "top_k": (numbers.Integral, 0, 1 << 31),
+    "top_p": (numbers.Real, 0, 1),
+    "min_p": (numbers.Real, 0, 1),
+    "repeat_penalty": (numbers.Real, 1e-6, 1e6),
+    "presence_penalty": (numbers.Real, -1e6, 1e6),
+    "frequency_penalty": (numbers.Real, -1e6, 1e6),
+    "repeat_last_n": (numbers.Integral, 0, 1 << 20),
+    "seed": (numbers.Integral, 0, SEEDS - 1),
+}
+
+
+def _within(value: Any, kind: Any, low: float, high: float) -> bool:
+    number = isinstance(value, kind) and not isinstance(value, bool)
+    return number and bool(low <= value <= high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +61,15 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        ranges: list[tuple[str, float, float]] = [
-            ("temperature", 0, 1e6), ("top_k", 0, 1 << 31), ("top_p", 0, 1), ("min_p", 0, 1),
-            ("repeat_penalty", 1e-6, 1e6), ("presence_penalty", -1e6, 1e6),
-            ("frequency_penalty", -1e6, 1e6), ("repeat_last_n", 0, 1 << 31), ("seed", 0, SEEDS - 1),
-        ]  # fmt: skip
-        for name, low, high in ranges:
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not low <= value <= high:
+        for name, (kind, low, high) in _RANGES.items():
+            if not _within(getattr(self, name), kind, low, high):
+                value = getattr(self, name)
                 raise InvalidInput(f"{name} is {value!r}; give a number from {low:g} to {high:g}")
+        for token, amount in self.logit_bias.items():
+            # Minus infinity bans a token; NaN is no number at all.
+            known = isinstance(amount, numbers.Real) and amount < float("inf")
+            if not (known and isinstance(token, numbers.Integral)):
+                raise InvalidInput(f"logit_bias gives {token!r} {amount!r}; give ids and numbers")
 
     def steps(self) -> list[Step]:
         """The steps in the order in which they are taken."""
@@ -94,6 +114,8 @@ def sample(logits: np.ndarray, recent: Sequence[int], sampling: Sampling, positi
     candidates = Candidates(np.arange(len(logits)), logits.astype(np.float64))
     for step in sampling.steps():
         candidates = step(candidates, recent)
+        if not candidates.logits.max() > -np.inf:
+            raise InvalidInput("logit_bias bans every token; leave one to choose")
     cumulative = np.cumsum(candidates.probabilities())
     drawn = uniform(sampling.seed, position) * cumulative[-1]
     index = int(np.searchsorted(cumulative, drawn, side="right"))
@@ -151,7 +173,8 @@ def _top_p(p: float) -> Step:
     def step(candidates: Candidates, recent: Sequence[int]) -> Candidates:
         if p >= 1:
             return candidates
-        before = np.cumsum(candidates.probabilities()) - candidates.probabilities()
+        probabilities = candidates.probabilities()
+        before = np.cumsum(probabilities) - probabilities
         before[0] = -1.0
         return candidates.keep(before < p)
 
@@ -168,13 +191,17 @@ def _min_p(p: float) -> Step:
 
 def _tempered(temperature: float) -> Step:
     def step(candidates: Candidates, recent: Sequence[int]) -> Candidates:
-        return Candidates(candidates.ids, candidates.logits / temperature)
+        # Differences first: a tiny temperature must not carry the largest logit to infinity.
+        return Candidates(candidates.ids, (candidates.logits - candidates.logits[0]) / temperature)
 
     return step
 
 
 def file_defaults(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a model file recommends (`general.sampling.*`)."""
-    names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+    """The settings that a model file recommends (`general.sampling.*`), where they make sense."""
+    names = {
+        "temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+        "penalty_repeat": "repeat_penalty", "penalty_last_n": "repeat_last_n",
+    }  # fmt: skip
     found = {ours: metadata.get(f"general.sampling.{theirs}") for theirs, ours in names.items()}
-    return {name: value for name, value in found.items() if type(value) in (int, float)}
+    return {name: value for name, value in found.items() if _within(value, *_RANGES[name])}

@@ -13,6 +13,7 @@ from ..kernels.errors import InvalidInput
 from .sampling import Sampling, file_defaults, sample
 from .snapshot import Conversation, Snapshot
 from .stream import TextStream
+from .threads import CancelFlag
 
 if TYPE_CHECKING:
     from .model import Model
@@ -31,29 +32,38 @@ class Session:
         self,
         model: Model,
         sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         **settings: Any,
     ) -> None:
         self.model = model
-        self.sampling = replace(sampling or Sampling(**file_defaults(model.metadata)), **settings)
+        recommended = file_defaults(model.metadata) if sampling is None else {}
+        self.sampling = replace(sampling or Sampling(), **{**recommended, **settings})
         self.ignore_eos = ignore_eos
         self.state = model.new_state()
-        self.stream = TextStream(stop)
+        self.stream = TextStream([stop] if isinstance(stop, str) else stop)
         self.pending: int | None = None
         self.recent: deque[int] = deque(maxlen=self.sampling.repeat_last_n)
         self.finish_reason: str | None = None
         self.generated = 0
         self.parent: str | None = None
-        self.interrupted = False
+        self._cancel = CancelFlag()
 
     @classmethod
-    def resume(cls, model: Model, snapshot: Snapshot, **settings: Any) -> Session:
+    def resume(
+        cls,
+        model: Model,
+        snapshot: Snapshot,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        **settings: Any,
+    ) -> Session:
         """Go on from a snapshot, with its settings but for those given."""
         saved = snapshot.conversation
-        session = cls(model, replace(saved.sampling, **settings), saved.stop, saved.ignore_eos)
+        sampling = replace(saved.sampling, **settings)
+        session = cls(model, sampling, stop or saved.stop, ignore_eos or saved.ignore_eos)
         session.state = snapshot.state
-        session.stream = TextStream(saved.stop, saved.held, saved.undecoded)
+        session.stream = TextStream(session.stream.stops, saved.held, saved.undecoded)
         session.recent.extend(saved.recent)
         session.pending, session.parent = saved.pending, snapshot.id
         return session
@@ -71,25 +81,22 @@ class Session:
     ) -> int:
         """Read a prompt, text or ids; returns how many ids were read.
 
-        Raises InvalidInput for an empty prompt.
+        Raises InvalidInput for an empty prompt, KeyboardInterrupt when it is interrupted.
         """
-        ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        given = self.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = self.model.checked_ids(given).tolist()
         waiting = [] if self.pending is None else [self.pending]
-
-        def report(done: int) -> None:
-            if progress is not None:
-                progress(done)
-            if self.interrupted:
-                raise KeyboardInterrupt
-
-        self._read([*waiting, *ids], report)
+        self._read([*waiting, *ids], progress)
         return len(waiting) + len(ids)
 
     def _read(self, ids: Sequence[int], progress: Callable[[int], None] | None = None) -> None:
         """Let the model read ids, the pending one first; right also when that ends half way."""
         before = self.state.position
         try:
-            self.model.forward(ids, self.state, progress=progress)
+            self.model.forward(ids, self.state, progress=progress, cancel=self._cancel)
+        except KeyboardInterrupt:
+            self._cancel.clear()
+            raise
         finally:
             read = self.state.position - before
             if read:
@@ -101,8 +108,7 @@ class Session:
 
         The session stays whole: it can be saved, and goes on where it stopped.
         """
-        self.interrupted = True
-        self.model.backend.cancel()
+        self._cancel.set()
 
     def generate(self, limit: int | None = None) -> Iterator[str]:
         """Yield pieces of text until a stop string, an end-of-text token, or `limit` tokens.
@@ -110,11 +116,12 @@ class Session:
         `finish_reason` then says "stop", "eos", "length" or "interrupted". Text that may begin a
         stop string stays in `stream`; `stream.flush()` gives it out.
         """
-        self.finish_reason = None
+        self.finish_reason, self.stream.stopped = None, False
         end_ids = frozenset() if self.ignore_eos else self.model.tokenizer.eog_ids
         count = 0
         while limit is None or count < limit:
-            if self.interrupted:
+            if self._cancel.is_set:
+                self._cancel.clear()
                 self.finish_reason = "interrupted"
                 return
             token = self.next_token()
@@ -153,5 +160,4 @@ class Session:
             held=self.stream.held,
             undecoded=self.stream.undecoded,
         )
-        numerics = self.model.backend.numerics
-        return Snapshot(self.state.clone(), conversation, numerics, self.parent, note)
+        return Snapshot(self.state.clone(), conversation, self.parent, note)

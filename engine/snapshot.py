@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..kernels.errors import InvalidFile, InvalidInput
+from ..kernels.files import replacing
 from .sampling import Sampling
 from .state import CacheView, State
 
 if TYPE_CHECKING:
     from .model import Model
+
+# What reading values of other types than they should have can come to.
+_MALFORMED = (
+    KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
+)  # fmt: skip
+_LARGEST_POSITION = 1 << 48
 
 FORMAT, VERSION = "keelback-snapshot", 1
 
@@ -50,7 +56,6 @@ class Snapshot:
 
     state: State
     conversation: Conversation = field(default_factory=Conversation)
-    numerics: str = ""
     parent: str | None = None
     note: str = ""
     id: str | None = None
@@ -65,15 +70,8 @@ class Snapshot:
         tensors, facts = self._tensors(), self._facts()
         identity = _checksum(tensors, facts)
         metadata = {"format": FORMAT, "version": str(VERSION), "checksum": identity, "facts": facts}
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
+        with replacing(path) as partial:
             partial.write_bytes(save(tensors, metadata))
-            os.replace(partial, target)
-        except OSError as error:
-            raise InvalidInput(f"{target} cannot be written: {error.strerror or error}") from None
-        finally:
-            partial.unlink(missing_ok=True)
         return dataclasses.replace(self, id=identity)
 
     @classmethod
@@ -97,7 +95,7 @@ class Snapshot:
             raise InvalidFile(f"{path} is damaged: its checksum does not fit its content")
         try:
             return cls._restore(path, json.loads(text), tensors, model, metadata["checksum"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (*_MALFORMED, InvalidInput) as error:
             raise InvalidFile(f"{path} does not describe a snapshot ({error})") from None
 
     @classmethod
@@ -116,9 +114,11 @@ class Snapshot:
         state = model.new_state()
         if "logits" in tensors:
             state.logits = _shaped(tensors["logits"], (model.vocabulary,))
+            if not np.isfinite(state.logits).all():
+                raise ValueError("logits that are not finite")
         for name, view in state.tensors().items():
             view[:] = _shaped(tensors[f"state.{name}"], view.shape)
-        position, state.digest = int(facts["position"]), int(facts["digest"])
+        position = _whole(facts["position"], _LARGEST_POSITION)
         columns = [
             _shaped(tensors[f"cache.{ref.name}"], (position, ref.width))
             for ref in model.layout.caches
@@ -126,23 +126,14 @@ class Snapshot:
         state.reserve(position)
         for ref, rows in zip(model.layout.caches, columns, strict=True):
             CacheView(state, ref).write(rows)
-        state.position = position
-        saved = facts["conversation"]
-        bias = {int(token): amount for token, amount in saved["sampling"].pop("logit_bias").items()}
-        conversation = Conversation(
-            Sampling(**saved["sampling"], logit_bias=bias),
-            tuple(saved["stop"]),
-            bool(saved["ignore_eos"]),
-            tuple(_ids(tensors["recent"].tolist(), model)),
-            saved["pending"] if saved["pending"] is None else _ids([saved["pending"]], model)[0],
-            saved["held"],
-            bytes.fromhex(saved["undecoded"]),
-        )
-        if facts["numerics"] != model.backend.numerics:
+        state.position, state.digest = position, _whole(facts["digest"], 1 << 64)
+        conversation = _conversation(facts["conversation"], tensors["recent"], model)
+        if facts["numerics"] != state.numerics:
             model.notice(
                 f"{path} comes from {facts['numerics']}: it goes on, though not bit for bit"
             )
-        return cls(state, conversation, facts["numerics"], facts["parent"], facts["note"], identity)
+        parent = None if facts["parent"] is None else _text(facts["parent"])
+        return cls(state, conversation, parent, _text(facts["note"]), identity)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         tensors = {f"state.{name}": view.copy() for name, view in self.state.tensors().items()}
@@ -163,17 +154,17 @@ class Snapshot:
             "held": saved.held,
             "undecoded": saved.undecoded.hex(),
         }
-        return json.dumps(
-            {
-                "model": self.state.model,
-                "numerics": self.numerics,
-                "position": self.state.position,
-                "digest": self.state.digest,
-                "parent": self.parent,
-                "note": self.note,
-                "conversation": conversation,
-            }
-        )
+        facts = {
+            "model": self.state.model,
+            "numerics": self.state.numerics,
+            "position": self.state.position,
+            "digest": self.state.digest,
+            "parent": self.parent,
+            "note": self.note,
+            "conversation": conversation,
+        }
+        # Settings may be NumPy's numbers.
+        return json.dumps(facts, default=lambda number: number.item())
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -185,7 +176,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise InvalidFile(f"{path}: there is no such file") from None
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise InvalidFile(f"{path} cannot be read as a snapshot ({error})") from None
 
 
@@ -197,10 +188,35 @@ def _shaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def _ids(values: list[int], model: Model) -> list[int]:
-    if not all(type(token) is int and 0 <= token < model.vocabulary for token in values):
-        raise ValueError("a token id is out of range")
-    return values
+def _conversation(saved: dict[str, Any], recent: np.ndarray, model: Model) -> Conversation:
+    """Raises one of _MALFORMED, or InvalidInput for settings out of range."""
+    settings = dict(saved["sampling"])
+    bias = {int(token): amount for token, amount in settings.pop("logit_bias").items()}
+    pending = saved["pending"]
+    ids = [*recent.tolist(), *([] if pending is None else [pending])]
+    for token in ids:
+        _whole(token, model.vocabulary)
+    return Conversation(
+        Sampling(**settings, logit_bias=bias),
+        tuple(_text(stop) for stop in saved["stop"]),
+        bool(saved["ignore_eos"]),
+        tuple(recent.tolist()),
+        pending,
+        _text(saved["held"]),
+        bytes.fromhex(saved["undecoded"]),
+    )
+
+
+def _whole(value: Any, limit: int) -> int:
+    if type(value) is not int or not 0 <= value < limit:
+        raise ValueError(f"{str(value)[:40]} is out of range")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{str(value)[:40]} is no text")
+    return value
 
 
 def _checksum(tensors: dict[str, np.ndarray], facts: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +63,8 @@ class State:
     pages     KV pages of PAGE_ROWS tokens; full ones are never written again: copies share them
     logits    float32 (vocabulary,): those of the next token, None before the first forward
     position  tokens read; `digest` is a rolling hash of their ids
-    model     fingerprint of the model that the state belongs to
+    model     fingerprint of the model that the state belongs to; numerics: what made its bits
+    damaged   set where a forward failed in a way that could not be undone
     """
 
     layout: Layout
@@ -73,11 +74,13 @@ class State:
     logits: np.ndarray | None = field(default=None, repr=False)
     position: int = 0
     digest: int = 0
+    numerics: str = ""
+    damaged: bool = False
 
     @classmethod
-    def fresh(cls, layout: Layout, model: str) -> State:
+    def fresh(cls, layout: Layout, model: str, numerics: str = "") -> State:
         """The state before the first token."""
-        return cls(layout, model, aligned(layout.size))
+        return cls(layout, model, aligned(layout.size), numerics=numerics)
 
     @property
     def nbytes(self) -> int:
@@ -86,28 +89,13 @@ class State:
 
     def clone(self) -> State:
         """An independent copy: a fork of the sequence. Costs the block and the last page."""
-        block = aligned(self.layout.size)
-        block[:] = self.block
-        return State(
-            self.layout,
-            self.model,
-            block,
-            self._copied_pages(),
-            self.logits,
-            self.position,
-            self.digest,
-        )
-
-    def _copied_pages(self) -> list[np.ndarray]:
         full = self.position // PAGE_ROWS
-        return self.pages[:full] + [_copied(page) for page in self.pages[full:]]
+        pages = self.pages[:full] + [_copied(page) for page in self.pages[full:]]
+        return replace(self, block=_copied(self.block), pages=pages)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Views of the block by tensor name, each in its canonical shape."""
-        return {
-            ref.name: self.block[ref.offset : ref.offset + ref.size].reshape(ref.shape)
-            for ref in self.layout.states
-        }
+        return {ref.name: self.view(ref) for ref in self.layout.states}
 
     def save(self, path: str | Path) -> None:
         """Write the state to a file, as a snapshot without a conversation."""
@@ -174,6 +162,13 @@ def check_states(states: Sequence[State], layout: Layout, model: str) -> None:
             raise InvalidInput(
                 "the state belongs to another model; start a new one or load that model"
             )
+        if state.damaged:
+            raise InvalidInput("a forward failed in this state; go on from an earlier copy of it")
+        # Kernels write to these addresses.
+        pages = [(page, PAGE_ROWS * layout.cache_width) for page in state.pages]
+        for array, size in [(state.block, layout.size), *pages]:
+            if array.shape != (size,) or array.dtype != np.float32 or not array.flags.carray:
+                raise InvalidInput("the state's memory was exchanged; use clone() and load()")
 
 
 def _copied(page: np.ndarray) -> np.ndarray:

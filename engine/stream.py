@@ -38,6 +38,7 @@ class TextStream:
         ends = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
         if ends:
             self.stopped, self.held = True, ""
+            self._decoder.reset()
             return text[: min(ends)]
         keep = max((_overlap(text, stop) for stop in self.stops), default=0)
         self.held = text[len(text) - keep :]

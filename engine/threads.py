@@ -1,94 +1,140 @@
 """Resident worker threads: one pool a process, asleep between forwards.
 
-Python's signal handlers do not run inside a native call, so the calling thread does no work itself:
-it waits where Ctrl-C can reach it, and asks the workers to stop through the cancel flag.
+Python's signal handlers run in the main thread, between two of its instructions. So a forward, with
+all that it does to a state, is made by the pool's first thread, where no Ctrl-C can tear it; the
+caller waits where Ctrl-C can reach it, and asks for an end through the forward's cancel flag.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
 Task = Callable[[int], None]
 
 
-class Job:
-    """A task for `threads` threads. `done` is locked until it has come to its end."""
+class CancelFlag:
+    """Asks a forward to end. Kernels poll it, so it is a number in memory of its own."""
 
-    def __init__(self, task: Task, threads: int) -> None:
-        self.task, self.threads = task, threads
+    def __init__(self) -> None:
+        self.cell = np.zeros(1, np.int64)
+
+    def set(self) -> None:
+        """Ask for an end; from a signal handler or any thread."""
+        self.cell[0] = 1
+
+    def clear(self) -> None:
+        """Withdraw."""
+        self.cell[0] = 0
+
+    @property
+    def is_set(self) -> bool:
+        """Whether an end has been asked for."""
+        return bool(self.cell[0])
+
+
+class Job:
+    """A function for the pool's first thread. `done` is locked until it has come to its end."""
+
+    def __init__(self, body: Callable[[], Any]) -> None:
+        self.body = body
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.finished = False
+        self._claim = threading.Lock()
         self.done = threading.Lock()
         self.done.acquire()
 
+    def run(self) -> None:
+        """Run it, once; later calls only wake a caller that handed it over twice."""
+        if self._claim.acquire(blocking=False):
+            try:
+                self.result = self.body()
+            except BaseException as error:
+                self.error = error
+            self.finished = True
+        if self.finished:
+            with contextlib.suppress(RuntimeError):
+                self.done.release()
+
 
 class Pool:
-    """Workers shared by all models of the process; calls are served one after another.
-
-    The caller hands a job to the first worker alone, which brings in the others: so an interrupt
-    finds a job either handed over or not, and never half.
-    """
+    """Workers shared by all models of the process; `turn` is held by the call that uses them."""
 
     def __init__(self) -> None:
+        self.turn = threading.RLock()
         self._jobs: SimpleQueue[Job] = SimpleQueue()
         self._inboxes: list[SimpleQueue[Task]] = []
-        self._ready: SimpleQueue[None] = SimpleQueue()
-        self._turn = threading.Lock()
+        self._ready: SimpleQueue[BaseException | None] = SimpleQueue()
         self._started = False
 
-    def run(self, task: Task, threads: int, cancel: np.ndarray | None = None) -> bool:
-        """Call task(0) to task(threads - 1) in parallel and return when all have ended.
+    def call(self, body: Callable[[], Any], cancel: CancelFlag) -> Any:
+        """Run `body` in the pool's first thread and return what it returns, or raise its error.
 
-        True says that Ctrl-C was pressed meanwhile; it has set `cancel[0]` where a flag is given.
+        Ctrl-C sets `cancel`; KeyboardInterrupt is raised when the body has ended.
         """
-        interrupted = False
-        with self._turn:
-            if not self._started:
-                threading.Thread(target=self._lead, name="keelback-0", daemon=True).start()
-                self._started = True
-            job = Job(task, threads)
-            while True:
-                try:
-                    # Handing a job over again does no harm, and it may not have been.
-                    self._jobs.put(job)
-                    job.done.acquire()
-                    return interrupted
-                except KeyboardInterrupt:
-                    interrupted = True
-                    if cancel is not None:
-                        cancel[0] = 1
+        if not self._started:
+            threading.Thread(target=self._lead, name="keelback-0", daemon=True).start()
+            self._started = True
+        job, interrupted = Job(body), False
+        while True:
+            try:
+                # An interrupt may come before the job is handed over, or after: so once more.
+                self._jobs.put(job)
+                job.done.acquire()
+                break
+            except KeyboardInterrupt:
+                interrupted = True
+                cancel.set()
+        if interrupted:
+            raise KeyboardInterrupt
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def spread(self, task: Task, threads: int) -> None:
+        """Call task(0) to task(threads - 1) in parallel; from within a job, by its thread."""
+        while len(self._inboxes) < threads - 1:
+            self._hire()
+        for inbox in self._inboxes[: threads - 1]:
+            inbox.put(task)
+        task(0)
+        errors = [self._ready.get() for _ in range(threads - 1)]
+        for error in errors:
+            if error is not None:
+                raise error
 
     def _lead(self) -> None:
-        last = None
         while True:
             job = self._jobs.get()
-            if job is not last:
-                while len(self._inboxes) < job.threads - 1:
-                    self._hire()
-                for inbox in self._inboxes[: job.threads - 1]:
-                    inbox.put(job.task)
-                job.task(0)
-                for _ in range(job.threads - 1):
-                    self._ready.get()
-                last = job
-            if job.done.locked():
-                job.done.release()
+            job.run()
+            # What the job refers to, a whole model perhaps, must not live on in here.
+            del job
 
     def _hire(self) -> None:
         """Start a thread that runs the tasks of its inbox, for the process's life."""
         inbox: SimpleQueue[Task] = SimpleQueue()
-        self._inboxes.append(inbox)
-        number = len(self._inboxes)
+        number = len(self._inboxes) + 1
 
         def follow() -> None:
             while True:
-                inbox.get()(number)
-                self._ready.put(None)
+                task = inbox.get()
+                error = None
+                try:
+                    task(number)
+                except BaseException as caught:
+                    error = caught
+                del task
+                self._ready.put(error)
 
         threading.Thread(target=follow, name=f"keelback-{number}", daemon=True).start()
+        self._inboxes.append(inbox)
 
 
 _pool = Pool()

@@ -5,14 +5,17 @@ from __future__ import annotations
 from . import table
 from .intrinsics import f64, i64
 from .jit import inline
-from .processor import atomic_add
+from .processor import atomic_add, pause
 
 OPERANDS, FIELDS = table.OPERANDS, table.OPERAND_FIELDS
 ATTRIBUTES, ROWS, COUNTER = table.ATTRIBUTES, table.ROWS, table.COUNTER
 BASES, STATES, OFFSETS, SEQUENCES = table.BASES, table.STATES, table.OFFSETS, table.SEQUENCES
-COUNTERS, POSITIONS = table.COUNTERS, table.POSITIONS
+COUNTERS, POSITIONS, DELAY = table.COUNTERS, table.POSITIONS, table.DELAY
 PAGE_TABLES, PAGE_ROWS = table.PAGE_TABLES, table.PAGE_ROWS
 IDS_BASE, IDS_ADDRESS, OUTPUT_ADDRESS = table.IDS, table.IDS_ADDRESS, table.OUTPUT_ADDRESS
+
+#: Pauses of the longest delay.
+LONGEST_DELAY = 4096
 
 
 @inline
@@ -100,6 +103,18 @@ def position(context, sequence):
 
 
 @inline
+def delay(seed, index, thread):
+    """Pause for a pseudo-random time, so that a missing barrier shows."""
+    mixed = (seed + index * 7919 + thread * 104729) * 2862933555777941757
+    for _ in range((mixed >> 33) & (LONGEST_DELAY - 1)):
+        pause()
+
+
+@inline
 def claim(op, context):
     """The next block of this op that no thread has taken yet, from 0 up."""
-    return atomic_add(i64(context)[COUNTERS] + 8 * i64(op)[COUNTER], 1)
+    block = atomic_add(i64(context)[COUNTERS] + 8 * i64(op)[COUNTER], 1)
+    # A late block is what a missing barrier fails to wait for; one in eight keeps tests fast.
+    if i64(context)[DELAY] != 0 and (block + i64(context)[DELAY]) & 7 == 0:
+        delay(i64(context)[DELAY], i64(op)[COUNTER], block)
+    return block

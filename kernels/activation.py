@@ -56,7 +56,6 @@ def swiglu(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 OPS = tuple(
     Op(
         function.__name__,
-        "activation",
         {"x": ROWS, "bias": OPTIONAL_VECTOR},
         unary_shape,
         function,
@@ -64,6 +63,6 @@ OPS = tuple(
     )
     for function in (silu, sigmoid, softplus)
 ) + tuple(
-    Op(function.__name__, "activation", {"x": ROWS, "y": ROWS}, binary_shape, function)
+    Op(function.__name__, {"x": ROWS, "y": ROWS}, binary_shape, function)
     for function in (add, swiglu)
 )

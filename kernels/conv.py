@@ -43,7 +43,6 @@ def causal_conv(
 OPS = (
     Op(
         "causal_conv",
-        "conv",
         {
             "x": ROWS,
             "window": STATE,

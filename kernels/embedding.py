@@ -39,12 +39,11 @@ def select(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
 OPS = (
     Op(
         "embedding",
-        "embedding",
         {"ids": IDS, "weight": MATRIX},
         embedding_shape,
         embedding,
         ("width",),
         weight_type,
     ),
-    Op("select", "embedding", {"x": ROWS, "rows": OUTPUTS}, select_shape, select),
+    Op("select", {"x": ROWS, "rows": OUTPUTS}, select_shape, select),
 )

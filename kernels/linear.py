@@ -78,14 +78,13 @@ def dequantize(slots: np.ndarray) -> np.ndarray:
 OPS = (
     Op(
         "linear",
-        "linear",
         {"x": ROWS, "weight": MATRIX, "bias": OPTIONAL_VECTOR},
         linear_shape,
         linear,
         ("width",),
         weight_type,
     ),
-    Op("quantize", "linear", {"x": ROWS}, quantize_shape, quantize),
+    Op("quantize", {"x": ROWS}, quantize_shape, quantize),
 )
 
 #: Weight types whose kernel reads activations through `quantize`.

@@ -76,11 +76,10 @@ def l2_norm(x: np.ndarray, *, eps: float, groups: int, scale: float = 1.0) -> np
 OPS = (
     Op(
         "rms_norm",
-        "norm",
         {"x": ROWS, "weight": OPTIONAL_VECTOR, "gate": OPTIONAL_ROWS},
         rms_norm_shape,
         rms_norm,
         ("eps", "groups", "order"),
     ),
-    Op("l2_norm", "norm", {"x": ROWS}, l2_norm_shape, l2_norm, ("eps", "groups", "scale")),
+    Op("l2_norm", {"x": ROWS}, l2_norm_shape, l2_norm, ("eps", "groups", "scale")),
 )

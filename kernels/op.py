@@ -20,6 +20,9 @@ import numpy as np
 from .errors import KeelbackError
 from .formats.blocks import BlockFormat
 
+#: No dimension of a model is larger; what exceeds it is a damaged or hostile file.
+LARGEST_DIMENSION = 1 << 24
+
 
 class Kind(Enum):
     """What an operand slot holds."""
@@ -66,10 +69,15 @@ class ShapeError(KeelbackError):
 
 
 def expect(weight: Weight | None, *shape: int) -> None:
-    """Raise ShapeError unless a weight has `shape`, dimensions of one left out of account."""
+    """Raise ShapeError unless a weight has `shape`; dimensions of one do not count.
+
+    Except that rows are rows: kernels step through a matrix by its last dimension.
+    """
     if weight is None:
         return
-    if [n for n in weight.shape if n != 1] != [n for n in shape if n != 1]:
+    squeezed = [n for n in weight.shape if n != 1]
+    misaligned = len(shape) > 1 and weight.width != shape[-1]
+    if squeezed != [n for n in shape if n != 1] or misaligned:
         raise ShapeError(
             f"tensor {weight.name} has the shape {list(weight.shape)} where {list(shape)} is "
             "needed; the file is damaged or of another version of the architecture"
@@ -85,11 +93,10 @@ class Op:
     shape       (operands..., **attributes) -> width of the output row; raises ShapeError
     define      (arrays..., **attributes) -> output rows; for an op with STATE or CACHE operands it
                 is called once per sequence, and changes those in place
-    variant     (operands by name, attributes) -> which kernel of the family to compile
+    variant     (operands by name, attributes) -> which of the op's kernels to compile
     """
 
     name: str
-    family: str
     operands: Mapping[str, Operand]
     shape: Callable[..., int]
     define: Callable[..., np.ndarray]

@@ -94,7 +94,6 @@ def _variant(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
 OPS = (
     Op(
         "recurrence",
-        "recurrence",
         {
             "q": ROWS,
             "k": ROWS,

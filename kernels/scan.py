@@ -45,7 +45,6 @@ def selective_scan(
 OPS = (
     Op(
         "selective_scan",
-        "scan",
         {
             "x": ROWS,
             "dt": ROWS,

@@ -40,5 +40,5 @@ COUNTERS = 12  # address of the work counters, zero at the start of a call
 BARRIER = 13  # address of the arrivals counter, zero at the start of a call
 CANCEL = 14  # address of the cancel flag
 YIELD = 15  # address of a function that gives up the processor, or 0
-DELAY = 16  # 0, or the seed of random pauses before ops (a test of the barriers)
+DELAY = 16  # 0, or the seed of random pauses before ops and blocks (a test of barriers)
 CONTEXT = 32

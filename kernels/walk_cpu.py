@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import table
+from .access import delay
 from .intrinsics import i64
 from .jit import inline, kernel
 from .processor import (
@@ -26,7 +27,6 @@ OPS, BARRIER, CANCEL, YIELD, DELAY = (
 
 #: Pauses before a waiting thread gives up the processor: about 20 microseconds.
 SPINS = 600
-LONGEST_DELAY = 4096
 
 
 @inline
@@ -43,14 +43,6 @@ def wait_for(context, arrivals):
         else:
             call_void(give_up)
     return atomic_load(cancel) == 0
-
-
-@inline
-def delay(seed, index, thread):
-    """Pause for a pseudo-random time, so that a missing barrier shows."""
-    mixed = (seed + index * 7919 + thread * 104729) * 2862933555777941757
-    for _ in range((mixed >> 33) & (LONGEST_DELAY - 1)):
-        pause()
 
 
 @kernel("walk")

@@ -29,20 +29,24 @@ def build(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: 
     for a tensor of the wrong shape.
     """
     name = metadata.get("general.architecture")
-    for module in _modules():
-        if name == module.ARCHITECTURE:
-            break
-    else:
+    module = next((module for module in _modules() if module.ARCHITECTURE == name), None)
+    if module is None:
         known = ", ".join(architectures())
         raise UnsupportedModel(
-            f"{path}: the architecture {name!r} is not known; keelback runs {known}"
+            f"{path}: the architecture {str(name)[:40]!r} is not known; keelback runs {known}"
         )
     graph = Graph()
-    hyperparameters = Hyperparameters(metadata, path, name)
+    hyperparameters = Hyperparameters(metadata, path, module.ARCHITECTURE)
+    weights = Namespace(tensors, path)
     try:
-        graph.finish(module.build(graph, hyperparameters, Namespace(tensors, path)))
+        graph.finish(module.build(graph, hyperparameters, weights))
     except ShapeError as error:
         raise InvalidFile(f"{path}: {error}") from None
+    if unused := weights.unused():
+        raise InvalidFile(
+            f"{path} holds {len(unused)} tensors that {module.ARCHITECTURE} has no use for, {unused[0]} among "
+            "them; the file is damaged or of another version of the architecture"
+        )
     return graph
 
 

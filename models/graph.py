@@ -1,7 +1,7 @@
 """The graph builder: a model is a list of ops over named buffers, and building it computes nothing.
 
 `g.rms_norm(x, w.attn_norm, eps=...)` adds the op of that name from the catalogue and returns the
-value it will produce. Weights are named as in the GGUF file: `w.blk[3].ssm_in.weight`.
+value it will produce. Weights are named as in the GGUF file: `w.blk[3].ssm_in`.
 """
 
 from __future__ import annotations
@@ -88,9 +88,9 @@ class Graph:
     def apply(self, op: Op, *operands: Any, **attributes: Any) -> Value:
         """Add an op and return the value it produces.
 
-        A namespace stands for its `.weight`, and fills the op's `bias` slot with its `.bias` where
-        the file has one. Raises ShapeError where shapes do not fit, InvalidFile for a missing
-        tensor.
+        A namespace stands for its tensor, and fills the op's `bias` slot with the `.bias` beside
+        it where the file has one. Raises ShapeError where shapes do not fit, InvalidFile for a
+        missing tensor.
         """
         given = iter(operands)
         bound: dict[str, Any] = {}
@@ -99,9 +99,10 @@ class Graph:
                 bound[slot] = operand.kind
                 continue
             value = next(given, None)
-            if isinstance(value, Namespace):
-                value, bias = value.weight_and_bias()
-                bound.update({"bias": bias} if "bias" in op.operands else {})
+            if isinstance(value, Namespace) and "bias" in op.operands and slot != "bias":
+                value, bound["bias"] = value.tensor_and_bias()
+            elif isinstance(value, Namespace):
+                value = value.tensor()
             if value is not None or not operand.optional:
                 bound[slot] = value
             else:
@@ -155,36 +156,54 @@ class Graph:
 
 
 class Namespace:
-    """Tensors of a file by the parts of their names: `w.blk[3].ssm_in.weight`.
+    """Tensors of a file by the parts of their names: `w.blk[3].ssm_in` stands for the tensor
+    `blk.3.ssm_in.weight`, or for `blk.3.ssm_in` where that has no suffix.
 
-    An attribute whose path is a whole tensor name is that Weight, anything else a namespace below;
-    a tensor that is not there is reported when an op asks for it.
+    Every attribute is a namespace below; what is not there is reported when an op asks for it.
     """
 
-    def __init__(self, tensors: Mapping[str, TensorInfo], path: Path, prefix: str = "") -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, TensorInfo],
+        path: Path,
+        prefix: str = "",
+        used: set[str] | None = None,
+    ) -> None:
         self._tensors, self._path, self._prefix = tensors, path, prefix
+        self._used: set[str] = set() if used is None else used
 
-    def __getattr__(self, name: str) -> Any:
-        return self.get(name) or self._below(name)
+    def __getattr__(self, name: str) -> Namespace:
+        return Namespace(self._tensors, self._path, f"{self._prefix}{name}.", self._used)
 
     def __getitem__(self, index: int) -> Namespace:
-        return self._below(str(index))
+        return getattr(self, str(index))
 
-    def get(self, name: str) -> Weight | None:
-        """The tensor of that name, or None where the file has none."""
-        full = f"{self._prefix}{name}"
-        info = self._tensors.get(full)
-        return None if info is None else Weight(full, info.shape, info.block)
+    def find(self) -> Weight | None:
+        """The tensor this namespace stands for, or None where the file has none."""
+        bare = self._prefix.rstrip(".")
+        return self._get(f"{self._prefix}weight") or self._get(bare)
 
-    def weight_and_bias(self) -> tuple[Weight, Weight | None]:
-        """The tensors `.weight` and, where there is one, `.bias`."""
-        weight = self.get("weight")
+    def tensor(self) -> Weight:
+        """`find` for a tensor that has to be there; raises InvalidFile when it is not."""
+        weight = self.find()
         if weight is None:
             name = self._prefix.rstrip(".")
             raise InvalidFile(
                 f"{self._path} lacks the tensor {name}; convert or download the model again"
             )
-        return weight, self.get("bias")
+        return weight
 
-    def _below(self, name: str) -> Namespace:
-        return Namespace(self._tensors, self._path, f"{self._prefix}{name}.")
+    def tensor_and_bias(self) -> tuple[Weight, Weight | None]:
+        """The tensor, and where the file has one the `.bias` beside it."""
+        return self.tensor(), self._get(f"{self._prefix}bias")
+
+    def unused(self) -> list[str]:
+        """Tensors that nothing has asked for."""
+        return sorted(set(self._tensors) - self._used)
+
+    def _get(self, name: str) -> Weight | None:
+        info = self._tensors.get(name)
+        if info is None:
+            return None
+        self._used.add(name)
+        return Weight(name, info.shape, info.block)

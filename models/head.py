@@ -12,6 +12,6 @@ def logits(g: Graph, h: Value, w: Any, eps: float) -> Value:
 
     A file without `output.weight` uses the embedding twice.
     """
-    embedding = w.token_embd.weight
+    embedding = w.token_embd.tensor()
     h = g.rms_norm(g.select(h), w.output_norm, eps=eps)
-    return g.linear(h, w.get("output.weight") or embedding, width=embedding.shape[0])
+    return g.linear(h, w.output.find() or embedding, width=embedding.shape[0])

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.errors import InvalidFile
-
-#: No dimension of a model is larger; what exceeds it is a damaged or hostile file.
-LARGEST = 1 << 24
+from ..kernels.op import LARGEST_DIMENSION
 
 _REQUIRED = object()
 
@@ -28,12 +26,12 @@ class Hyperparameters:
     architecture: str
 
     def count(self, key: str, default: Any = _REQUIRED) -> int:
-        """A whole number from 1 to LARGEST."""
+        """A whole number from 1 to LARGEST_DIMENSION."""
         value = self._get(key, default)
         if value is default:
             return value
-        if type(value) is not int or not 0 < value <= LARGEST:
-            raise self._bad(key, value, f"a whole number from 1 to {LARGEST}")
+        if type(value) is not int or not 0 < value <= LARGEST_DIMENSION:
+            raise self._bad(key, value, f"a whole number from 1 to {LARGEST_DIMENSION}")
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import tiny
 
+import tiny
 from keelback.convert import convert
 from keelback.engine.model import Model
 
@@ -51,7 +51,7 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_file: Callable[[str, str], Path]) -> Callable[[str, str, str], Model]:
-    """(variant, type, backend) -> a loaded model, shared by the tests: they put its threads back."""
+    """(variant, type, backend) -> a model that tests share; they put its threads back."""
 
     @cache
     def model(name: str, outtype: str = "f32", backend: str = "cpu") -> Model:

@@ -19,7 +19,7 @@ from keelback.engine.state import Layout, State
 from keelback.engine.weights import WeightStore
 from keelback.kernels.formats import blocks
 from keelback.kernels.formats.gguf import TensorInfo
-from keelback.kernels.op import Op, Weight
+from keelback.kernels.op import Kind, Op, Weight
 from keelback.models.graph import Graph
 
 #: Floats between the columns that two operands use, so that no row is as wide as its buffer.
@@ -44,6 +44,12 @@ class Tensors:
         return self._data[info.name]
 
 
+def poison(backend: Any) -> None:
+    """Fill the scratch memory with NaN: what was right in the last forward must not stand in."""
+    if hasattr(backend, "_arena"):
+        backend._arena.fill(np.nan)
+
+
 def no_notice(text: str) -> None:
     """Backends tell the user about compilation; tests do not."""
 
@@ -66,15 +72,20 @@ class Machine:
     def __init__(self, graph: Graph, tensors: Tensors, backend: str = "cpu") -> None:
         store = WeightStore(tensors, no_notice)
         self.layout = Layout.of(graph)
-        self.backend: Any = (
-            NumpyBackend(graph, store) if backend == "numpy" else CpuBackend(graph, store, 1, no_notice)
-        )
+        self.backend: Any
+        if backend == "numpy":
+            self.backend = NumpyBackend(graph, store)
+        else:
+            self.backend = CpuBackend(graph, store, 1, no_notice)
 
     def fresh(self) -> State:
         return State.fresh(self.layout, "harness")
 
     def forward(
-        self, ids: Sequence[Sequence[int]], states: Sequence[State], outputs: np.ndarray | None = None
+        self,
+        ids: Sequence[Sequence[int]],
+        states: Sequence[State],
+        outputs: np.ndarray | None = None,
     ) -> np.ndarray:
         """Advance the states; logits of `outputs`, of all rows without."""
         lengths = [len(part) for part in ids]
@@ -84,8 +95,9 @@ class Machine:
         outputs = np.arange(total) if outputs is None else np.asarray(outputs)
         for state, length in zip(states, lengths, strict=True):
             state.reserve(length)
-        batch = Batch(np.concatenate(ids).astype(np.int64), offsets, states, outputs.astype(np.int64))
-        rows = self.backend.forward(batch, False)
+        joined = np.concatenate(ids).astype(np.int64)
+        batch = Batch(joined, offsets, states, outputs.astype(np.int64))
+        rows = self.backend.forward(batch)
         for state, part in zip(states, ids, strict=True):
             state.advance([int(token) for token in part])
         return rows
@@ -111,7 +123,7 @@ class Case:
     ids: np.ndarray | None = None
 
     def build(self) -> tuple[Graph, Tensors]:
-        """The graph of the op alone, behind the embedding that feeds it."""
+        """The graph of the op alone, behind the embedding that feeds it and before `select`."""
         graph, tensors = Graph(), Tensors()
         total = sum(self.lengths)
         bound: dict[str, Any] = {}
@@ -127,13 +139,16 @@ class Case:
             bound[slot] = tensors.add(slot, values, block)
         for slot, values in self.states.items():
             bound[slot] = graph.state(slot, *values.shape[1:])
-        named = [slot for slot, operand in self.op.operands.items() if operand.kind.value not in ("ids", "outputs")]
-        graph.finish(graph.apply(self.op, *(bound.get(slot) for slot in named), **self.attributes))
+        unnamed = (Kind.IDS, Kind.OUTPUTS)
+        slots = [slot for slot, operand in self.op.operands.items() if operand.kind not in unnamed]
+        out = graph.apply(self.op, *(bound.get(slot) for slot in slots), **self.attributes)
+        graph.finish(out if out.buffer.outputs else graph.select(out))
         return graph, tensors
 
     def play(self, machine: Machine, threads: int = 1, delay: int = 0) -> Played:
         """One forward over all sequences, from the states the case begins with."""
         machine.backend.threads, machine.backend.delay_seed = threads, delay
+        poison(machine.backend)
         sequences = [machine.fresh() for _ in self.lengths]
         for i, state in enumerate(sequences):
             for slot, values in self.states.items():

@@ -95,7 +95,10 @@ def test_convert_writes_a_file_that_runs_on_ids(tmp_path: Path):
     done = keelback("convert", str(folder), "--outtype", "q8_0", cwd=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("mamba-q8-Q8_0.gguf: ")
     assert "no tokenizer" in done.stderr
-    done = keelback("run", str(tmp_path / "mamba-q8-Q8_0.gguf"), "text", "-n", "2")
+    model = str(tmp_path / "mamba-q8-Q8_0.gguf")
+    done = keelback("run", model, "3 14 15", "-n", "2", "--temp", "0")
+    assert done.returncode == 0 and len(done.stdout.split()) == 2
+    done = keelback("run", model, "text", "-n", "2")
     assert done.returncode == 1 and "tokenizer" in done.stderr and "Traceback" not in done.stderr
 
 

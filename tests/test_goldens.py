@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from keelback.kernels.formats.gguf import GGUF
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -94,8 +94,8 @@ def test_a_prompt_of_several_chunks_gives_logits_on_both_backends(tiny_model, na
 TENSORS = {
     "mamba-untied": {
         "attn_norm.weight": "F32", "ssm_in.weight": "Q8_0", "ssm_conv1d.weight": "F32",
-        "ssm_conv1d.bias": "F32", "ssm_x.weight": "Q8_0", "ssm_dt.weight": "Q8_0", "ssm_dt.bias": "F32",
-        "ssm_a": "F32", "ssm_d": "F32", "ssm_out.weight": "Q8_0",
+        "ssm_conv1d.bias": "F32", "ssm_x.weight": "Q8_0", "ssm_dt.weight": "Q8_0",
+        "ssm_dt.bias": "F32", "ssm_a": "F32", "ssm_d": "F32", "ssm_out.weight": "Q8_0",
     },
     "mamba2-q8": {
         "attn_norm.weight": "F32", "ssm_in.weight": "Q8_0", "ssm_conv1d.weight": "F32",

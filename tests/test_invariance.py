@@ -1,7 +1,7 @@
 """The promise: the same tokens give the same bits, however they arrived.
 
-In one call or in many, split anywhere, on any number of threads, alone or batched with others: logits
-and state are compared as bits, not as numbers. Random pauses before ops (`delay_seed`) make threads
+In one call or in many, split anywhere, on any number of threads, alone or batched with others:
+logits and state are compared as bits, not as numbers. Random pauses (`delay_seed`) make threads
 meet in other orders than they would on a quiet machine.
 """
 
@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
+from harness import poison
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+import tiny
 from keelback.engine.model import Model
 from keelback.engine.state import State
-from keelback.kernels.errors import InvalidInput
+from keelback.kernels.errors import InvalidInput, NumericalError
 
 #: One of each family; 96 columns, so that Q8_0 applies.
 NAMES = ("mamba-q8", "mamba2-q8", "gdn-q8")
@@ -29,6 +30,8 @@ TYPES = ("q8_0", "f16", "f32")
 LENGTH = 200
 #: Two chunks of 512 rows, and a rest.
 LONG = 1100
+
+Read = tuple[np.ndarray, np.ndarray, State]
 
 
 def bits(array: np.ndarray) -> bytes:
@@ -41,6 +44,7 @@ def playing(model: Model, threads: int, delay: int) -> Iterator[Model]:
     backend: Any = model.backend
     before = backend.threads
     backend.threads, backend.delay_seed = threads, delay
+    poison(backend)
     try:
         yield model
     finally:
@@ -52,7 +56,7 @@ def at_once(tiny_model):
     """(name, type) -> ids, logits of every row and the state after one call on one thread."""
 
     @cache
-    def read(name: str, outtype: str, length: int = LENGTH, skip: int = 0) -> tuple[np.ndarray, np.ndarray, State]:
+    def read(name: str, outtype: str, length: int = LENGTH, skip: int = 0) -> Read:
         ids = tiny.ids(name, skip + length)[skip:]
         with playing(tiny_model(name, outtype), 1, 0) as model:
             return ids, *model.forward(ids, logits="all")
@@ -61,23 +65,29 @@ def at_once(tiny_model):
 
 
 def pieces(ids: np.ndarray, cuts: list[int]) -> list[np.ndarray]:
-    """Cut ids before the given positions."""
-    return [part for part in np.split(ids, sorted(set(cuts))) if len(part)]
+    """Cut ids before the given positions; those beyond the end cut nothing off."""
+    return [part for part in np.split(ids, sorted(cuts)) if len(part)]
 
 
 cuts_of = st.lists(st.integers(1, LENGTH - 1), max_size=9)
 # Not the explain phase: it traces every line, and a kernel compiled under a tracer takes minutes.
 arrival = settings(
-    max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate, Phase.shrink],
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)  # fmt: skip
+    max_examples=12,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.too_slow],
+)
 
 
 @pytest.mark.parametrize("outtype", TYPES)
 @pytest.mark.parametrize("name", NAMES)
 @arrival
 @given(cuts=cuts_of, threads=st.integers(1, 3), delay=st.integers(0, 99))
-def test_bits_do_not_depend_on_splits_or_threads(tiny_model, at_once, name, outtype, cuts, threads, delay):
+def test_bits_do_not_depend_on_splits_or_threads(
+    tiny_model, at_once, name, outtype, cuts, threads, delay
+):
     ids, rows, after = at_once(name, outtype)
     with playing(tiny_model(name, outtype), threads, delay) as model:
         state, every = model.new_state(), []
@@ -100,15 +110,17 @@ def test_bits_do_not_depend_on_splits_or_threads(tiny_model, at_once, name, outt
 def test_bits_do_not_depend_on_company(
     tiny_model, at_once, name, outtype, cuts, turns, threads, delay, logits
 ):
-    wanted = [at_once(name, outtype, length, skip) for length, skip in ((LENGTH, 0), (61, 200), (17, 270))]
-    left = [pieces(ids, [c for c in cut if c < len(ids)]) for (ids, _, _), cut in zip(wanted, cuts, strict=True)]
+    spans = ((LENGTH, 0), (61, 200), (17, 270))
+    wanted = [at_once(name, outtype, length, skip) for length, skip in spans]
+    left = [pieces(ids, cut) for (ids, _, _), cut in zip(wanted, cuts, strict=True)]
     with playing(tiny_model(name, outtype), threads, delay) as model:
         states = [model.new_state() for _ in wanted]
         every: list[list[np.ndarray]] = [[] for _ in wanted]
         while waiting := [i for i in range(3) if left[i]]:
             # Whoever has something left comes along or not, in any order.
             chosen = turns.sample(waiting, turns.randint(1, len(waiting)))
-            rows, _ = model.forward_batch([left[i].pop(0) for i in chosen], [states[i] for i in chosen], logits)
+            parts = [left[i].pop(0) for i in chosen]
+            rows, _ = model.forward_batch(parts, [states[i] for i in chosen], logits)
             for i, row in zip(chosen, rows, strict=True):
                 every[i].append(row)
     for (_, rows, after), state, got in zip(wanted, states, every, strict=True):
@@ -215,9 +227,10 @@ def test_a_state_of_another_model_is_refused(tiny_model):
             tiny_model(name, outtype).forward([1], state)
 
 
-@pytest.mark.parametrize(
-    "ids", [[-1], [97], [3, 97, 3], [], [[1, 2]], [1.0], ["1"], [2**63 + 1], np.array(3), np.array([True])]
-)
+NO_IDS = ([-1], [97], [3, 97, 3], [], [[1, 2]], [1.0], ["1"], [2**63 + 1], np.int64(3), [True])
+
+
+@pytest.mark.parametrize("ids", NO_IDS)
 def test_ids_that_are_no_ids_are_refused_and_leave_the_state_alone(tiny_model, ids):
     model = tiny_model("gdn-q8", "q8_0")
     _, state = model.forward([1, 2, 3])
@@ -234,3 +247,29 @@ def test_batches_need_a_state_for_each_sequence(tiny_model):
             model.forward_batch(ids, states)
     with pytest.raises(InvalidInput, match="last"):
         model.forward([1], logits="some")
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_logits_that_are_not_finite_are_an_error_and_leave_the_state_alone(tiny_model, backend):
+    model = tiny_model("mamba2-q8", "q8_0", backend)
+    _, state = model.forward([1, 2, 3])
+    state.tensors()["blk.1.ssm"].fill(np.inf)
+    before, logits = bits(state.block), bits(state.logits)
+    with pytest.raises(NumericalError, match="not finite"):
+        model.forward([4, 5, 6, 7], state)
+    assert bits(state.block) == before and state.position == 3 and bits(state.logits) == logits
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_a_state_that_a_single_token_has_spoilt_is_refused_afterwards(tiny_model, backend):
+    # No copy is kept for one token, so there is nothing to go back to.
+    model = tiny_model("mamba2-q8", "q8_0", backend)
+    _, state = model.forward([1, 2, 3])
+    kept = state.clone()
+    state.tensors()["blk.1.ssm"].fill(np.inf)
+    with pytest.raises(NumericalError, match="not finite"):
+        model.forward([4], state)
+    for spoilt in (state, state.clone()):
+        with pytest.raises(InvalidInput, match="earlier copy"):
+            model.forward([4], spoilt)
+    assert model.forward([4], kept)[1].position == 4

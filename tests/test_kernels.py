@@ -1,8 +1,8 @@
 """Every compiled kernel against its op's definition, alone in a graph.
 
 A row's error is an L2 ratio: what is left is the order of sums and the last bits of exp, so the
-tolerance is a few float32 roundings and does not grow with the sizes. Threads and random pauses must
-not change a bit, of the output or of the state.
+tolerance is a few float32 roundings and does not grow with the sizes. Threads and random pauses
+must not change a bit, of the output or of the state.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import Case, Machine, error_ratio
+from harness import Case, Machine, Tensors, error_ratio, no_notice
 
 from keelback.engine.backend import MAX_ROWS
 from keelback.engine.lowering import lower
@@ -20,8 +20,9 @@ from keelback.engine.weights import WeightStore
 from keelback.kernels import jit
 from keelback.kernels.formats.blocks import BF16, F16, F32, NATIVE, Q8_0
 from keelback.kernels.norm import GATE_FIRST, NORM_FIRST
-from keelback.kernels.op import FAMILIES, catalogue
+from keelback.kernels.op import FAMILIES, ShapeError, catalogue
 from keelback.kernels.recurrence import GROUPED, TILED
+from keelback.models.graph import Graph
 
 TOLERANCE = 2e-6
 SIZES = (1, 3, 17, 31, 33, 63, 65, 257)
@@ -54,7 +55,8 @@ def _activations() -> None:
         for op in ("silu", "sigmoid", "softplus"):
             case(f"{op}-{size}", op, rows={"x": x})
             bias = normal((size, 3), size)
-            case(f"{op}-bias-{size}", op, rows={"x": x}, weights={"bias": bias}, attributes={"scale": 2.0})
+            weights, attributes = {"bias": bias}, {"scale": 2.0}
+            case(f"{op}-bias-{size}", op, rows={"x": x}, weights=weights, attributes=attributes)
 
 
 def _embeddings() -> None:
@@ -107,7 +109,12 @@ def _norms() -> None:
             x[2] *= 1e-3
             for order in (0, GATE_FIRST, NORM_FIRST):
                 rows = {"x": x, "gate": gate} if order else {"x": x}
-                weights = {0: {}, GATE_FIRST: {"weight": normal(12, width)}, NORM_FIRST: {"weight": normal(13, size)}}
+                # None, one for the row, one that every group uses.
+                weights = {
+                    0: {},
+                    GATE_FIRST: {"weight": normal(12, width)},
+                    NORM_FIRST: {"weight": normal(13, size)},
+                }
                 attributes = {"eps": 1e-5, "groups": groups, "order": order}
                 case(
                     f"rms_norm-{order}-{groups}x{size}", "rms_norm",
@@ -146,7 +153,10 @@ def _scans() -> None:
 
 
 def _recurrences() -> None:
-    shapes = ((1, 1, 1, 1), (2, 1, 3, 17), (3, 3, 17, 31), (4, 2, 33, 3), (6, 3, 31, 33), (2, 2, 65, 63), (1, 1, 3, 257))
+    shapes = (
+        (1, 1, 1, 1), (2, 1, 3, 17), (3, 3, 17, 31), (4, 2, 33, 3), (6, 3, 31, 33), (2, 2, 65, 63),
+        (1, 1, 3, 257),
+    )  # fmt: skip
     for decay in ("head", "key"):
         for erase in ("none", "tied"):
             for i, (heads, key_heads, d_key, d_value) in enumerate(shapes):
@@ -159,7 +169,8 @@ def _recurrences() -> None:
                     weights["d"] = normal((i, 27), heads)
                 mapping = TILED if i % 3 else GROUPED
                 case(
-                    f"recurrence-{decay}-{erase}-{heads}/{key_heads}-{d_key}x{d_value}", "recurrence",
+                    f"recurrence-{decay}-{erase}-{heads}/{key_heads}-{d_key}x{d_value}",
+                    "recurrence",
                     rows={
                         "q": normal((i, 28), T, key_heads * d_key), "k": k,
                         "v": normal((i, 29), T, heads * d_value),
@@ -175,7 +186,9 @@ def _recurrences() -> None:
                 )  # fmt: skip
 
 
-for _register in (_activations, _embeddings, _linears, _quantized, _norms, _convolutions, _scans, _recurrences):
+for _register in (
+    _activations, _embeddings, _linears, _quantized, _norms, _convolutions, _scans, _recurrences,
+):  # fmt: skip
     _register()
 
 
@@ -203,14 +216,30 @@ def test_kernel_agrees_with_its_definition_whatever_the_threads(name):
 def test_cases_cover_every_op_and_every_compiled_variant():
     for family in FAMILIES:
         importlib.import_module(f"keelback.kernels.{family}_cpu")
-    ours = {name for name, function in jit._KERNELS.items() if function.__module__.startswith("keelback.")}
+    # Other tests bring kernels of their own.
+    ours = {
+        name for name, kernel in jit._KERNELS.items() if kernel.__module__.startswith("keelback.")
+    }
     played = set()
     for tried in CASES.values():
         graph, tensors = tried.build()
-        played |= {name for name, _ in lower(graph, WeightStore(tensors, lambda text: None), MAX_ROWS).kernels}
+        program = lower(graph, WeightStore(tensors, no_notice), MAX_ROWS)
+        played |= {name for name, _ in program.kernels}
     assert {tried.op.name for tried in CASES.values()} == set(catalogue())
     assert played == ours - {"walk"}
-    assert NATIVE == {F32, F16, BF16, Q8_0}
+    assert {F32, F16, BF16, Q8_0} == NATIVE
+
+
+def test_a_matrix_whose_rows_have_another_length_is_refused():
+    # With one column the shape [1, 5] has as many numbers as [5, 1], and rows five times as long.
+    graph, tensors = Graph(), Tensors()
+    row = np.zeros((1, 5), np.float32)
+    one = graph.embedding(tensors.add("rows", row.T), width=1)
+    with pytest.raises(ShapeError):
+        graph.linear(one, tensors.add("wide", row), width=5)
+    with pytest.raises(ShapeError):
+        graph.embedding(tensors.add("flat", row[0]), width=1)
+    assert graph.linear(one, tensors.add("tall", row.T), width=5).width == 5
 
 
 # ---- elementary functions

@@ -13,6 +13,7 @@ import pytest
 
 import keelback
 from keelback.engine import snapshot as snapshots
+from keelback.kernels import files
 
 PROMPT = "To be, or not to be"
 AFTER = 100
@@ -182,7 +183,7 @@ def test_a_failed_save_leaves_the_older_file(saved: Path, demo: keelback.Model, 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(snapshots.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     session = keelback.Session(demo)
     session.feed("Other")
     with pytest.raises(keelback.InvalidInput, match="No space left"):

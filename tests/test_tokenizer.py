@@ -315,9 +315,10 @@ def test_what_gguf_cannot_say_is_refused(case: str, tmp_path: Path) -> None:
 def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
     assert read_tokenizer(tmp_path, 10) == {"tokenizer.ggml.model": "none"}
     ours = Tokenizer.from_metadata({"tokenizer.ggml.model": "none"}, HERE)
-    for call in (lambda: ours.encode("x"), lambda: ours.decode([1]), lambda: ours.piece(1)):
+    assert ours.encode("7 1, 30\n2") == [7, 1, 30, 2] and ours.decode([7, 1]) == "7 1 "
+    for text in ("x", "1 -2", "1.5", "9" * 10):
         with pytest.raises(InvalidInput, match=r"model\.gguf holds no tokenizer"):
-            call()
+            ours.encode(text)
     for name, content in (("vocab", "{}"), ("tokenizer", "{"), ("tokenizer_config", "[]")):
         (tmp_path / f"{name}.json").write_text(content)
         with pytest.raises((InvalidFile, UnsupportedModel), match=rf"{name}\.json"):

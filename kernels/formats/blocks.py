@@ -47,6 +47,11 @@ BY_CODE = {
 BY_NAME = {block.name: block for block in BY_CODE.values()}
 F32, F16, BF16, Q8_0 = (BY_NAME[name] for name in ("F32", "F16", "BF16", "Q8_0"))
 
+# Numbers one by one, as NumPy knows them.
+_PLAIN = {
+    "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "F64": np.float64,
+}  # fmt: skip
+
 #: Types the kernels read as they are stored.
 NATIVE = frozenset({F32, F16, BF16, Q8_0})
 
@@ -63,8 +68,8 @@ def dequantize(data: np.ndarray, block: BlockFormat, shape: tuple[int, ...]) -> 
         return data.view(np.float16).astype(np.float32).reshape(shape)
     if block is BF16:
         return bf16_to_f32(data.view(np.uint16)).reshape(shape)
-    if block.name == "F64":
-        return data.view(np.float64).astype(np.float32).reshape(shape)
+    if block.name in _PLAIN:
+        return data.view(_PLAIN[block.name]).astype(np.float32).reshape(shape)
     if block is Q8_0:
         blocks = data.reshape(-1, block.nbytes)
         scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)

@@ -72,9 +72,11 @@ class Metadata(Mapping[str, Any]):
         return len(self._entries)
 
     def length(self, key: str) -> int:
-        """Number of elements of an array, without decoding it."""
-        value = self._entries[key]
-        return value.count if isinstance(value, _Array) else len(value)
+        """Number of elements of an array, without decoding it; 0 for anything else."""
+        value = self._entries.get(key)
+        if isinstance(value, _Array):
+            return value.count
+        return len(value) if isinstance(value, list | np.ndarray) else 0
 
     def _decode(self, array: _Array) -> Any:
         if array.kind != _STRING:
@@ -98,6 +100,10 @@ class GGUF:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise InvalidFile(f"{path} is a folder; name a .gguf file, or convert the checkpoint")
+        if self.path.exists() and not self.path.is_file():
+            raise InvalidFile(f"{path} is no ordinary file; name a .gguf file")
         try:
             with open(self.path, "rb") as file:
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -109,7 +115,7 @@ class GGUF:
             raise InvalidFile(f"{self.path} cannot be opened: {error.strerror}") from None
         try:
             self._read_header()
-        except (struct.error, IndexError):
+        except (struct.error, IndexError, OverflowError):
             raise self._broken("ends in the middle of its header") from None
 
     def _read_header(self) -> None:

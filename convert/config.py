@@ -1,0 +1,89 @@
+"""The JSON files of a checkpoint, and their keys with the types that they must have."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..kernels.errors import InvalidFile, UnsupportedModel
+from ..kernels.op import LARGEST_DIMENSION
+
+_REQUIRED = object()
+_SMALLEST, _LARGEST = 1e-30, 1e30
+
+
+class Config:
+    """`config.json`; every reader raises InvalidFile naming the file and the key."""
+
+    def __init__(self, path: Path, values: dict[str, Any]) -> None:
+        self.path, self.values = path, values
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key; absent and null give the default."""
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def count(self, key: str, default: Any = _REQUIRED) -> int:
+        """A whole number from 1 to LARGEST_DIMENSION."""
+        value = self._required(key, default)
+        if type(value) is float and value.is_integer():
+            value = int(value)
+        if type(value) is not int or not 1 <= value <= LARGEST_DIMENSION:
+            raise self._bad(key, value, f"a whole number from 1 to {LARGEST_DIMENSION}")
+        return value
+
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        """A positive number of ordinary size."""
+        value = self._required(key, default)
+        if type(value) not in (int, float) or not _SMALLEST < value < _LARGEST:
+            raise self._bad(key, value, "a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: Any = _REQUIRED) -> bool:
+        """True or false."""
+        value = self._required(key, default)
+        if type(value) is not bool:
+            raise self._bad(key, value, "true or false")
+        return value
+
+    def one_of(self, key: str, default: str, *choices: str) -> str:
+        """One of the values that keelback can run; anything else is refused, not guessed."""
+        value = self.get(key, default)
+        if value not in choices:
+            raise UnsupportedModel(
+                f"{self.path}: {key} is {value!r}; keelback runs {' or '.join(choices)}"
+            )
+        return value
+
+    def _required(self, key: str, default: Any) -> Any:
+        value = self.get(key, default)
+        if value is _REQUIRED:
+            raise InvalidFile(f"{self.path} lacks the key {key}; download the checkpoint again")
+        return value
+
+    def _bad(self, key: str, value: Any, wanted: str) -> InvalidFile:
+        return InvalidFile(f"{self.path}: {key} is {repr(value)[:80]}, not {wanted}")
+
+
+def read_json_if_there(path: Path) -> dict[str, Any]:
+    """`read_json`, and nothing where there is no such file."""
+    return read_json(path) if path.exists() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; transformers 5 spells infinities {"__float__": "Infinity"}.
+
+    Raises InvalidFile when the file cannot be read or holds anything else.
+    """
+
+    def unwrap(pairs: dict[str, Any]) -> Any:
+        return float(pairs["__float__"]) if set(pairs) == {"__float__"} else pairs
+
+    try:
+        values = json.loads(path.read_text("utf-8"), object_hook=unwrap)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise InvalidFile(f"{path} cannot be read as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise InvalidFile(f"{path} does not hold a JSON object")
+    return values
