@@ -85,9 +85,9 @@ def check_threads(threads: int | None) -> int:
     """The number of threads to use; raises InvalidInput when it is out of range."""
     if threads is None:
         return processors()
-    if not 1 <= threads <= MAX_THREADS:
+    if type(threads) is not int or not 1 <= threads <= MAX_THREADS:
         raise InvalidInput(
-            f"{threads} threads were asked for; give a number from 1 to {MAX_THREADS}"
+            f"{threads!r} threads were asked for; give a number from 1 to {MAX_THREADS}"
         )
     return threads
 

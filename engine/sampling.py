@@ -192,7 +192,9 @@ def _min_p(p: float) -> Step:
 def _tempered(temperature: float) -> Step:
     def step(candidates: Candidates, recent: Sequence[int]) -> Candidates:
         # Differences first: a tiny temperature must not carry the largest logit to infinity.
-        return Candidates(candidates.ids, (candidates.logits - candidates.logits[0]) / temperature)
+        with np.errstate(over="ignore"):
+            logits = (candidates.logits - candidates.logits[0]) / temperature
+        return Candidates(candidates.ids, logits)
 
     return step
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 from pathlib import Path
@@ -244,3 +245,85 @@ def traced() -> int:
         if line.startswith("RssAnon"):
             return int(line.split()[1]) << 10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_hidden_layers": 1}, "10 tensors have no place"),
+        ({"hidden_size": 1 << 40}, "hidden_size is 1099511627776"),
+        ({"layer_norm_epsilon": float("inf")}, "layer_norm_epsilon is inf"),
+        ({"conv_kernel": [4]}, r"conv_kernel is \[4\]"),
+    ],
+)
+def test_configs_that_do_not_describe_the_weights_are_refused(checkpoint, tmp_path, changes, said):
+    with pytest.raises(keelback.KeelbackError, match=said):
+        convert(edit(checkpoint, **changes), tmp_path / "out.gguf")
+
+
+def rewrite(folder: Path, **tensors: np.ndarray) -> Path:
+    """Put float32 tensors into a checkpoint, in place of those of the same name."""
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), **tensors}, path)
+    return folder
+
+
+def test_values_that_do_not_fit_are_refused(checkpoint: Path, tmp_path: Path):
+    name = "backbone.layers.0.mixer.in_proj.weight"
+    matrix = np.zeros_like(tiny.weights("mamba-tied")[name])
+    matrix[3, 5] = 1e6
+    with pytest.raises(keelback.InvalidFile, match=r"blk\.0\.ssm_in\.weight is too large for F16"):
+        convert(rewrite(checkpoint, **{name: matrix}), tmp_path / "out.gguf", "f16")
+    convert(checkpoint, tmp_path / "out.gguf", "bf16")
+    matrix[3, 5] = np.nan
+    with pytest.raises(keelback.InvalidFile, match=r"blk\.0\.ssm_in\.weight are not finite"):
+        convert(rewrite(checkpoint, **{name: matrix}), tmp_path / "nan.gguf")
+    assert not (tmp_path / "nan.gguf").exists()
+
+
+def test_misshapen_and_superfluous_tensors_are_named(tmp_path: Path):
+    folder = tiny.write_checkpoint("gdn-gate", tmp_path / "gdn")
+    name = "model.layers.1.attn.g_proj.weight"
+    turned = np.ascontiguousarray(tiny.weights("gdn-gate")[name].T)
+    with pytest.raises(
+        keelback.InvalidFile, match=r"layers\.1\.attn\.g_proj\.weight has the shape"
+    ):
+        convert(rewrite(folder, **{name: turned}), tmp_path / "out.gguf")
+    folder = tiny.write_checkpoint("gdn-gate", tmp_path / "gdn2")
+    rewrite(folder, **{"model.layers.0.attn.o_proj.bias": np.zeros(40, np.float32)})
+    with pytest.raises(keelback.UnsupportedModel, match=r"o_proj\.bias"):
+        convert(folder, tmp_path / "out.gguf")
+    folder = tiny.write_checkpoint("gdn-gate", tmp_path / "gdn3")
+    convert(rewrite(folder, **{"x.position_ids": np.arange(4)}), tmp_path / "out.gguf")
+
+
+def test_the_target_is_never_a_device_or_the_checkpoint_itself(checkpoint: Path, tmp_path: Path):
+    os.mkfifo(tmp_path / "fifo")
+    for target in (tmp_path, tmp_path / "fifo", Path("/dev/null"), tmp_path / "no" / "out.gguf"):
+        with pytest.raises(keelback.InvalidInput, match=str(target)):
+            convert(checkpoint, target)
+    with pytest.raises(keelback.InvalidInput, match="part of the checkpoint"):
+        convert(checkpoint, checkpoint / "model.safetensors")
+    link = tmp_path / "link.gguf"
+    link.symlink_to(tmp_path / "real.gguf")
+    convert(checkpoint, link)
+    assert link.is_symlink() and GGUF(tmp_path / "real.gguf").tensors
+
+
+def test_sampling_defaults_that_make_no_sense_are_left_out_with_a_notice(checkpoint, tmp_path):
+    (checkpoint / "generation_config.json").write_text(
+        '{"top_k": -1, "temperature": NaN, "min_p": "x", "repetition_penalty": 1.1}'
+    )
+    said: list[str] = []
+    path = convert(checkpoint, tmp_path / "m.gguf", notice=said.append)
+    assert sum("is left out" in text for text in said) == 3
+    assert round(keelback.Session(keelback.load(path)).sampling.repeat_penalty, 5) == 1.1
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a": {"__float__": [1]}}', "[]", "\udc80"])
+def test_json_that_is_none_gets_a_sentence(checkpoint: Path, text: str):
+    (checkpoint / "config.json").write_text(text, "utf-8", "surrogateescape")
+    with pytest.raises(keelback.InvalidFile, match=r"config\.json"):
+        convert(checkpoint)

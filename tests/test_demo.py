@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import random
+import signal
 import sys
+import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -102,3 +109,103 @@ def test_logits_that_are_not_finite_are_an_error_and_leave_the_state(tiny_model)
     finally:
         weights[:] = kept
     assert (state.block == before).all() and state.position == 3
+
+
+def test_a_session_goes_on_after_a_stop_string(demo: keelback.Model):
+    session = keelback.Session(demo, temperature=0, stop="United")
+    session.feed(PROMPT)
+    assert "".join(session.generate()).endswith("of the ") and session.finish_reason == "stop"
+    assert "".join(session.generate(3)) == " States. The" and session.finish_reason == "length"
+
+
+def test_an_interrupted_session_stays_whole(demo: keelback.Model):
+    session = keelback.Session(demo, temperature=0)
+    session.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        session.feed(PROMPT)
+    assert session.state.position == 0
+    session.feed(PROMPT)
+    session.interrupt()
+    assert list(session.generate(5)) == [] and session.finish_reason == "interrupted"
+    assert "".join(session.generate(len(GOLDEN_TOKENS))) == GOLDEN_TEXT
+
+
+def test_one_sessions_interrupt_is_not_anothers(demo: keelback.Model):
+    first, second = keelback.Session(demo, seed=1), keelback.Session(demo, seed=1)
+    first.interrupt()
+    second.feed(PROMPT)
+    assert second.state.position == len(PROMPT_IDS)
+
+
+def test_ctrl_c_never_leaves_a_state_half_advanced(demo: keelback.Model):
+    """Signals at random moments: the position is always that of the tokens in the block."""
+    ids = list(range(3, 11))
+    expected = {}
+    state = demo.new_state()
+    for turn in range(200):
+        expected[state.position] = state.block.copy()
+        demo.forward(ids if turn % 2 else ids[:1], state)
+    expected[state.position] = state.block.copy()
+    state, torn, interrupts = demo.new_state(), 0, 0
+    while state.position < max(expected):
+        timer = threading.Timer(random.random() * 2e-3, os.kill, (os.getpid(), signal.SIGINT))
+        try:
+            timer.start()
+            while state.position < max(expected):
+                turn = list(expected).index(state.position)
+                demo.forward(ids if turn % 2 else ids[:1], state)
+            timer.join()
+            time.sleep(0.01)
+        except KeyboardInterrupt:
+            interrupts += 1
+        torn += not (state.block == expected[state.position]).all()
+        if interrupts == 40:
+            break
+    assert interrupts and not torn
+
+
+def test_what_a_user_exchanges_never_reaches_a_kernel_unchecked(demo: keelback.Model):
+    ids = np.array([5] * 600)
+    logits, _ = demo.forward(ids, progress=lambda done: ids.__setitem__(slice(None), 10**12))
+    assert np.isfinite(logits).all()
+    state = demo.new_state()
+    state.block = np.zeros(1, np.float32)
+    with pytest.raises(keelback.InvalidInput, match="memory was exchanged"):
+        demo.forward([1], state)
+    for odd in ([1.5], [[1], [2, 3]], "text", [True, None]):
+        with pytest.raises(keelback.InvalidInput):
+            demo.forward(odd)
+
+
+def test_a_thread_that_cannot_be_started_is_an_error_and_not_a_hang(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    model = keelback.load("demo", threads=61)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            model.forward([1])
+    with pytest.raises(keelback.InvalidInput, match="threads"):
+        keelback.load("demo", threads=1.5)
+    assert np.isfinite(keelback.load("demo", threads=2).forward([1])[0]).all()
+
+
+def test_a_model_is_freed_when_nobody_holds_it():
+    model = keelback.load("demo", threads=2)
+    model.forward([1, 2, 3])
+    gone = weakref.ref(model.backend)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_child_has_workers_of_its_own(demo: keelback.Model):
+    demo.forward([1, 2, 3])
+    child = os.fork()
+    if not child:
+        signal.alarm(20)
+        os._exit(0 if np.isfinite(demo.forward([1, 2, 3])[0]).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0

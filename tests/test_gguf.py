@@ -230,3 +230,49 @@ def test_mutated_files_load_or_get_a_sentence_but_never_crash(tiny_file, tmp_pat
             refused += 1
             assert str(path) in str(error)
     assert refused > MUTATIONS // 2
+
+
+def patched(
+    tiny_file, tmp_path: Path, name: str, change: Callable[[str, np.ndarray], np.ndarray | None]
+) -> Path:
+    """A tiny model rewritten tensor by tensor; None leaves a tensor out."""
+    source = GGUF(tiny_file(name, "f32"))
+
+    def fill(writer: gguf.GGUFWriter) -> None:
+        for key, value in source.metadata.items():
+            if key != "general.architecture":
+                add = {int: writer.add_uint32, float: writer.add_float32, bool: writer.add_bool}
+                add.get(type(value), writer.add_string)(key, value)
+        for info in source.tensors.values():
+            values = change(info.name, blocks.dequantize(source.data(info), info.block, info.shape))
+            if values is not None:
+                writer.add_tensor(info.name, np.ascontiguousarray(values))
+
+    return write(tmp_path / "patched.gguf", fill, source.metadata["general.architecture"])
+
+
+@pytest.mark.parametrize("shape", [(-1,), (1, -1), (-1, 1), (1, 1, -1)])
+@pytest.mark.parametrize(
+    "tensor_name", ["token_embd.weight", "blk.0.ssm_in.weight", "blk.0.ssm_conv1d.weight"]
+)
+def test_matrices_of_another_shape_are_refused_though_their_size_fits(
+    tiny_file, tmp_path: Path, tensor_name: str, shape: tuple[int, ...]
+):
+    path = patched(
+        tiny_file,
+        tmp_path,
+        "mamba-tied",
+        lambda name, v: v.reshape(shape) if name == tensor_name else v,
+    )
+    with pytest.raises(keelback.InvalidFile, match=tensor_name):
+        keelback.load(path)
+
+
+def test_tensors_that_no_op_reads_are_refused(tiny_file, tmp_path: Path):
+    source = tiny_file("mamba-tied", "f32").read_bytes()
+    key = b"mamba.block_count" + struct.pack("<I", 4)
+    at = source.index(key) + len(key)
+    path = tmp_path / "short.gguf"
+    path.write_bytes(source[:at] + struct.pack("<I", 1) + source[at + 4 :])
+    with pytest.raises(keelback.InvalidFile, match="tensors that mamba has no use for"):
+        keelback.load(path)

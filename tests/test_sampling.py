@@ -64,6 +64,15 @@ def test_logit_bias_adds_and_refuses_unknown_ids():
         sample(LOGITS, [], with_(logit_bias={99: 1.0}), 0)
 
 
+def test_a_ban_of_every_token_is_refused_and_a_tiny_temperature_takes_the_likeliest():
+    ban = {token: float("-inf") for token in range(len(LOGITS))}
+    with pytest.raises(InvalidInput, match="bans every token"):
+        sample(LOGITS, [], with_(logit_bias=ban), 0)
+    del ban[2]
+    assert chosen(with_(logit_bias=ban)) == {2}
+    assert chosen(with_(temperature=1e-308, logit_bias={2: 5.0})) == {2}
+
+
 def test_draws_follow_the_probabilities():
     logits = np.log(np.array([0.7, 0.2, 0.1], np.float32))
     draws = [sample(logits, [], PLAIN, position) for position in range(20_000)]
@@ -78,7 +87,9 @@ def test_a_draw_depends_on_seed_and_position_alone():
 @pytest.mark.parametrize(
     "setting",
     [{"temperature": -1.0}, {"top_p": 1.5}, {"top_k": -1}, {"repeat_penalty": 0.0}, {"seed": -1},
-     {"temperature": float("nan")}, {"min_p": "much"}],
+     {"temperature": float("nan")}, {"min_p": "much"}, {"top_k": 2.5}, {"seed": 1.5},
+     {"repeat_last_n": True}, {"logit_bias": {1: float("nan")}}, {"logit_bias": {1: float("inf")}},
+     {"logit_bias": {"one": 1.0}}],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(setting):
     with pytest.raises(InvalidInput, match=next(iter(setting))):
@@ -115,6 +126,11 @@ def test_half_a_character_is_held_back_and_broken_ones_are_replaced():
     assert stream.push("é".encode()[1:]) == "é"
     assert stream.push(b"\xff") == "\ufffd"
     assert stream.push(b"\xc3") == "" and stream.flush() == "\ufffd"
+
+
+def test_nothing_follows_a_stop():
+    stream = TextStream(["A"])
+    assert stream.push(b"xA\xe4") == "x" and stream.flush() == ""
 
 
 def test_a_stream_goes_on_where_another_was_left():

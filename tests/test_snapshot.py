@@ -190,3 +190,36 @@ def test_a_failed_save_leaves_the_older_file(saved: Path, demo: keelback.Model, 
         session.snapshot().save(saved)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position": -1}, {"position": 1 << 63}, {"position": 1e300}, {"position": None},
+        {"digest": "x"}, {"parent": 5}, {"conversation": []}, {"numerics": {}, "note": 1},
+        {"conversation.held": 5}, {"conversation.stop": [1]}, {"conversation.undecoded": "zz"},
+        {"conversation.pending": 1.5}, {"conversation.sampling": "x"},
+        {"conversation.sampling": {"logit_bias": []}},
+        {"conversation.sampling": {"logit_bias": {"x": 1}}},
+        {"conversation.sampling": {"logit_bias": {}, "top_k": 1.5}},
+    ],
+)  # fmt: skip
+def test_a_well_sealed_snapshot_of_nonsense_gets_a_sentence(saved, demo, monkeypatch, change):
+    """The checksum is no signature: anyone can make one that fits."""
+    honest = snapshots.Snapshot._facts
+
+    def nonsense(self) -> str:
+        facts = json.loads(honest(self))
+        for path, value in change.items():
+            *parents, key = path.split(".")
+            inside = facts
+            for parent in parents:
+                inside = inside[parent]
+            inside[key] = value
+        return json.dumps(facts)
+
+    monkeypatch.setattr(snapshots.Snapshot, "_facts", nonsense)
+    keelback.Snapshot.load(saved, demo).save(saved)
+    monkeypatch.undo()
+    with pytest.raises(keelback.InvalidFile, match=r"saved\.safetensors"):
+        keelback.Snapshot.load(saved, demo)
