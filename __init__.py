@@ -10,13 +10,10 @@ fork = state.clone()
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .engine.model import Model
-from .engine.sampling import Sampling
-from .engine.session import Session
-from .engine.snapshot import Snapshot
-from .engine.state import State
 from .kernels.errors import (
     InvalidFile,
     InvalidInput,
@@ -24,6 +21,13 @@ from .kernels.errors import (
     NumericalError,
     UnsupportedModel,
 )
+
+if TYPE_CHECKING:
+    from .engine.model import Model
+    from .engine.sampling import Sampling
+    from .engine.session import Session
+    from .engine.snapshot import Snapshot
+    from .engine.state import State
 
 __all__ = [
     "InvalidFile",
@@ -39,6 +43,15 @@ __all__ = [
     "load",
 ]
 
+# Where names live that are imported when they are first used, so that `--help` is quick.
+_LATER = {
+    "Model": "model",
+    "Sampling": "sampling",
+    "Session": "session",
+    "Snapshot": "snapshot",
+    "State": "state",
+}
+
 
 def load(path: str | Path, threads: int | None = None, backend: str = "cpu") -> Model:
     """Load a GGUF file, or the embedded model "demo".
@@ -46,4 +59,12 @@ def load(path: str | Path, threads: int | None = None, backend: str = "cpu") -> 
     threads: default one a processor. backend: "cpu" (compiled kernels) or "numpy" (slow).
     Raises InvalidFile for a damaged file, UnsupportedModel for an unknown architecture.
     """
+    from .engine.model import Model
+
     return Model(path, threads, backend)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".engine.{_LATER[name]}", __name__), name)

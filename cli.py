@@ -8,6 +8,7 @@ import json
 import secrets
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named."""
+        warnings.showwarning = lambda message, *_: _notice(str(message))
         try:
             return super().invoke(ctx)
         except KeelbackError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import models
-from ..kernels.errors import InvalidInput, NumericalError
+from ..kernels.errors import InvalidFile, InvalidInput, NumericalError
 from .backend import MAX_ROWS, Batch, make_backend
 from .info import open_file
 from .state import Layout, State, check_states
@@ -57,8 +57,14 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the model file carries."""
-        return Tokenizer.from_metadata(self.file.metadata, self.file.path)
+        """The tokenizer that the model file carries; raises InvalidFile for one of another size."""
+        tokenizer = Tokenizer.from_metadata(self.file.metadata, self.file.path)
+        if tokenizer.kind != "none" and tokenizer.vocab_size != self.vocabulary:
+            raise InvalidFile(
+                f"{self.file.path} has {tokenizer.vocab_size} tokens and {self.vocabulary} rows of "
+                "embeddings; convert or download the model again"
+            )
+        return tokenizer
 
     @cached_property
     def fingerprint(self) -> str:

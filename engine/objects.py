@@ -23,15 +23,14 @@ from typing import Any
 from ..kernels import op
 from ..kernels.errors import InvalidInput
 from ..kernels.files import replacing
+from ..kernels.table import SYMBOL
 from .platform import cache_folder
 
-#: Named where the kernels are compiled; the same constant as in `kernels/jit.py`.
-SYMBOL = "keelback_kernel"
 _DIGEST = hashlib.sha256().digest_size
 _PACKAGE = op.__name__.rpartition(".")[0]
 
 _lock = threading.Lock()
-_loaded: dict[str, int] = {}
+_loaded: dict[tuple[str, str], int] = {}
 _engines: list[Any] = []
 
 
@@ -42,16 +41,17 @@ def addresses(kernels: Iterable[tuple[str, str]], notice: Callable[[str], None])
     this package, whose sources it is named after; others are compiled once a process.
     """
     with _lock:
-        wanted = [(name, module) for name, module in dict.fromkeys(kernels) if name not in _loaded]
-        found = {name: _read(name) if _kept(module) else None for name, module in wanted}
-        missing = [(name, module) for name, module in wanted if found[name] is None]
+        asked = list(dict.fromkeys(kernels))
+        wanted = [kernel for kernel in asked if kernel not in _loaded]
+        found = {kernel: _read(kernel[0]) if _kept(kernel[1]) else None for kernel in wanted}
+        missing = [kernel for kernel in wanted if found[kernel] is None]
         if missing:
             notice(f"compiling {len(missing)} kernels for this processor (once, a few seconds)")
-        for name, module in missing:
-            found[name] = _compile(name, module)
-        for name, _ in wanted:
-            _loaded[name] = _load(found[name] or b"")
-        return dict(_loaded)
+        for kernel in missing:
+            found[kernel] = _compile(*kernel)
+        for kernel in wanted:
+            _loaded[kernel] = _load(found[kernel] or b"")
+        return {kernel[0]: _loaded[kernel] for kernel in asked}
 
 
 @cache

@@ -92,17 +92,6 @@ def f16_at(_typing, address):
     return types.float32(types.int64), emit
 
 
-@intrinsic
-def bf16_at(_typing, address):
-    """The bfloat16 at an address, as float32."""
-
-    def emit(context, builder, signature, args):
-        bits = builder.load(pointer_to(builder, args[0], _I16), align=1)
-        return builder.bitcast(builder.shl(builder.zext(bits, _I32), _I32(16)), _F32)
-
-    return types.float32(types.int64), emit
-
-
 # ---- vectors
 
 
@@ -155,17 +144,6 @@ def _loads(element, name, widen):
 load, load_first = _loads(_F32, "f32", lambda builder, value: value)
 load_f16, load_first_f16 = _loads(_F16, "f16", _widen_f16)
 load_bf16, load_first_bf16 = _loads(_I16, "i16", _widen_bf16)
-
-
-@intrinsic
-def store(_typing, address, vector):
-    """Store 16 floats."""
-
-    def emit(context, builder, signature, args):
-        builder.store(args[1], pointer_to(builder, args[0], _lanes(_F32)), align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, f32x16), emit
 
 
 @intrinsic

@@ -16,12 +16,13 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core.compiler_lock import global_compiler_lock
 
+from .table import SYMBOL
+
 # Their own annotations describe what is compiled, not what a caller passes.
 intrinsic: Any = extending.intrinsic
 overload: Any = extending.overload
 
 SIGNATURE = types.void(types.int64, types.int64, types.int64, types.int64)
-SYMBOL = "keelback_kernel"
 
 # No fast-math: a sum keeps the order in which it is written, whatever the number of rows.
 _OPTIONS: dict[str, Any] = {

@@ -5,6 +5,9 @@ addresses, and everything that changes from call to call is in the context; so o
 every call, every batch and a recorded graph of launches.
 """
 
+# The C name of every compiled kernel, each in an object of its own.
+SYMBOL = "keelback_kernel"
+
 # A record. Each operand takes OPERAND_FIELDS numbers: base, byte offset, bytes from row to row, and
 # the row's width in floats. Operand 0 is the output.
 KERNEL = 0  # address of the kernel

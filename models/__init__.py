@@ -29,7 +29,7 @@ def build(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: 
     for a tensor of the wrong shape.
     """
     name = metadata.get("general.architecture")
-    module = next((module for module in _modules() if module.ARCHITECTURE == name), None)
+    module = next((module for module in _modules() if name == module.ARCHITECTURE), None)
     if module is None:
         known = ", ".join(architectures())
         raise UnsupportedModel(
@@ -44,8 +44,8 @@ def build(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: 
         raise InvalidFile(f"{path}: {error}") from None
     if unused := weights.unused():
         raise InvalidFile(
-            f"{path} holds {len(unused)} tensors that {module.ARCHITECTURE} has no use for, {unused[0]} among "
-            "them; the file is damaged or of another version of the architecture"
+            f"{path} holds {len(unused)} tensors that {module.ARCHITECTURE} has no use for, "
+            f"{unused[0]} among them; the file is damaged or of another version"
         )
     return graph
 

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 import tiny
 
 GOLDEN = Path(__file__).parent / "golden"

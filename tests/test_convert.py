@@ -184,7 +184,7 @@ def test_an_index_that_points_outside_its_folder_is_refused(tmp_path: Path):
     content = json.loads(index.read_text())
     content["weight_map"] = dict.fromkeys(content["weight_map"], "../secret.safetensors")
     index.write_text(json.dumps(content))
-    with pytest.raises(keelback.InvalidFile, match="no .safetensors file there"):
+    with pytest.raises(keelback.InvalidFile, match=r"no \.safetensors file there"):
         convert(folder, tmp_path / "out.gguf")
 
 

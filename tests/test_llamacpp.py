@@ -395,4 +395,4 @@ def keelback_only(files: Files, name: str) -> list[str]:
     """What the converter says of a checkpoint that llama.cpp cannot run as it is meant."""
     said: list[str] = []
     convert(files.checkpoint(name), files.folder / "said.gguf", "f32", said.append)
-    return [text for text in said if text.startswith("keelback only: ")]
+    return [text for text in said if text.startswith("for keelback only: ")]
