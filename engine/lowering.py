@@ -156,10 +156,11 @@ class _Lowering:
 
 def _attributes(op: Op, attributes: dict[str, Any]) -> list[int]:
     """An op's numbers as int64: whole ones as such, others as the bits of a float64."""
-    values = [attributes[name] for name in op.attributes]
+    values = [(attributes[name], name in op.float_attributes) for name in op.attributes]
     assert len(values) <= table.MAX_ATTRIBUTES
     return [
-        v if isinstance(v, int) else struct.unpack("<q", struct.pack("<d", v))[0] for v in values
+        struct.unpack("<q", struct.pack("<d", value))[0] if fractional else int(value)
+        for value, fractional in values
     ]
 
 

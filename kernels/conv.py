@@ -6,7 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from .op import OPTIONAL_VECTOR, ROWS, STATE, Kind, Op, Operand, Weight, expect, transposed
+from .op import (
+    OPTIONAL_VECTOR,
+    ROWS,
+    STATE,
+    Kind,
+    Op,
+    Operand,
+    Weight,
+    expect,
+    expect_state,
+    transposed,
+)
 
 
 def causal_conv_shape(
@@ -14,6 +25,7 @@ def causal_conv_shape(
 ) -> int:
     expect(weight, x.width, taps)
     expect(bias, x.width)
+    expect_state(window, taps - 1, x.width)
     return x.width
 
 

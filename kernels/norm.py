@@ -21,6 +21,8 @@ def rms_norm_shape(
     groups: int = 1,
     order: int = 0,
 ) -> int:
+    if (order == 0) != (gate is None):
+        raise ShapeError("a gate needs an order, and an order a gate")
     if x.width % groups or (gate is not None and gate.width != x.width):
         raise ShapeError(f"a row of {x.width} values cannot be normalised in {groups} groups")
     if weight is not None and weight.size not in (x.width, x.width // groups):

@@ -84,6 +84,12 @@ def expect(weight: Weight | None, *shape: int) -> None:
         )
 
 
+def expect_state(state: Any, *shape: int) -> None:
+    """Raise ShapeError unless a model has reserved a state of `shape`."""
+    if state.shape != shape:
+        raise ShapeError(f"the state {state.name} has the shape {state.shape}, not {shape}")
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """An op of the catalogue.
@@ -117,6 +123,12 @@ class Op:
     def kernels(self) -> str:
         """The module with the op's compiled kernels: the sibling of the one that defines it."""
         return f"{self.define.__module__}_cpu"
+
+    @property
+    def float_attributes(self) -> set[str]:
+        """Attributes that the definition annotates as float."""
+        parameters = inspect.signature(self.define).parameters
+        return {name for name in self.attributes if parameters[name].annotation == "float"}
 
     @property
     def stateful(self) -> bool:

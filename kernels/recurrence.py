@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .op import OPTIONAL_VECTOR, ROWS, STATE, VECTOR, Op, ShapeError, Weight, expect
+from .op import OPTIONAL_VECTOR, ROWS, STATE, VECTOR, Op, ShapeError, Weight, expect, expect_state
 
 #: How a value head finds its key head: h // r, or h mod key heads.
 GROUPED, TILED = 0, 1
@@ -42,6 +42,7 @@ def recurrence_shape(
     decays = heads if decay == "head" else heads * (k.width // key_heads)
     if dt.width != decays or beta.width != heads:
         raise ShapeError(f"{a.name}: {decays} decays and {heads} strengths a token are needed")
+    expect_state(state, heads, k.width // key_heads, v.width // heads)
     return v.width
 
 

@@ -6,7 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from .op import ROWS, STATE, VECTOR, Kind, Op, Operand, ShapeError, Weight, expect, transposed
+from .op import (
+    ROWS,
+    STATE,
+    VECTOR,
+    Kind,
+    Op,
+    Operand,
+    ShapeError,
+    Weight,
+    expect,
+    expect_state,
+    transposed,
+)
 
 
 def selective_scan_shape(
@@ -14,6 +26,7 @@ def selective_scan_shape(
 ) -> int:
     expect(a, x.width, d_state)
     expect(d, x.width)
+    expect_state(state, d_state, x.width)
     if dt.width != x.width or b.width != d_state or c.width != d_state:
         raise ShapeError(f"{a.name} goes with {x.width} channels of {d_state} state elements each")
     return x.width

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import poison
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import tiny
+from harness import poison
 from keelback.engine.model import Model
 from keelback.engine.state import State
 from keelback.kernels.errors import InvalidInput, NumericalError

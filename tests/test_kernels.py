@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import Case, Machine, Tensors, error_ratio, no_notice
 
+from harness import Case, Machine, Tensors, error_ratio, no_notice
 from keelback.engine.backend import MAX_ROWS
 from keelback.engine.lowering import lower
 from keelback.engine.weights import WeightStore
@@ -55,7 +55,7 @@ def _activations() -> None:
         for op in ("silu", "sigmoid", "softplus"):
             case(f"{op}-{size}", op, rows={"x": x})
             bias = normal((size, 3), size)
-            weights, attributes = {"bias": bias}, {"scale": 2.0}
+            weights, attributes = {"bias": bias}, {"scale": 2}
             case(f"{op}-bias-{size}", op, rows={"x": x}, weights=weights, attributes=attributes)
 
 

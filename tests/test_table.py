@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import toy_ops
-import toy_ops_cpu
-from harness import Machine, Tensors, error_ratio, no_notice, poison
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+import toy_ops
+import toy_ops_cpu
+from harness import Machine, Tensors, error_ratio, no_notice, poison
 from keelback.engine.lowering import Program, lower
 from keelback.engine.model import Model
 from keelback.engine.objects import addresses
