@@ -45,8 +45,11 @@ LENGTH = 64
 TRAINED = ("mamba-tiny-lit", "mamba2-tiny")
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 
-# What only our files say; llama.cpp ignores keys it does not know.
-OURS_ALONE = {"vocab_size", "ssm.dt_b_c_rms_epsilon"}
+# What only our files say; llama.cpp ignores keys it does not know, and reads no special ids
+# where there is no tokenizer.
+OURS_ALONE = {"vocab_size", "ssm.dt_b_c_rms_epsilon"} | {
+    f"ggml.{name}_token_id" for name in ("bos", "eos", "padding")
+}
 GENERAL = {
     f"general.{key}" for key in ("architecture", "type", "file_type", "quantization_version")
 }
