@@ -50,10 +50,9 @@ class WeightStore:
 
     def floats(self, weight: Weight, kind: Kind) -> np.ndarray:
         """The weight's values as kernels see them, in its own shape: float32."""
-        values = self._values(weight)
         if kind is Kind.VECTOR or weight.block in NATIVE:
-            return values
-        return values.astype(np.float16).astype(np.float32)
+            return self._values(weight)
+        return self._widened(weight).astype(np.float32)
 
     def _values(self, weight: Weight) -> np.ndarray:
         data = self.file.data(self.file.tensors[weight.name])
@@ -62,12 +61,17 @@ class WeightStore:
         except UnsupportedModel as error:
             raise UnsupportedModel(f"{self.file.path}: tensor {weight.name}: {error}") from None
 
+    def _widened(self, weight: Weight) -> np.ndarray:
+        """A matrix whose type has no kernel, as F16; what is too large shows in the logits."""
+        with np.errstate(over="ignore"):
+            return self._values(weight).astype(np.float16)
+
     def _load(self, weight: Weight, operand: Operand) -> Stored:
         if operand.kind is Kind.MATRIX:
             block = self.block_of(weight)
             data = self.file.data(self.file.tensors[weight.name])
             if block is not weight.block:
-                data = self._values(weight).astype(np.float16).view(np.uint8).reshape(-1)
+                data = self._widened(weight).view(np.uint8).reshape(-1)
             return Stored(data, block, block.row_bytes(weight.width), weight.width)
         values = self._values(weight)
         if operand.pack is not None:

@@ -77,7 +77,9 @@ def dequantize(data: np.ndarray, block: BlockFormat, shape: tuple[int, ...]) -> 
     quants, kinds = _reference()
     try:
         rows = data.reshape(-1, block.row_bytes(shape[-1]))
-        return quants.dequantize(rows, kinds(block.code)).astype(np.float32).reshape(shape)
+        # Scales of a damaged file may be infinite: that shows in the logits, not here.
+        with np.errstate(all="ignore"):
+            return quants.dequantize(rows, kinds(block.code)).astype(np.float32).reshape(shape)
     except (NotImplementedError, ValueError, KeyError):
         raise UnsupportedModel(
             f"the type {block.name} has no decoder; convert the model to F16 or Q8_0"
