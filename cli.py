@@ -134,9 +134,9 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
 
     The prompt is read from standard input when that is piped.
     """
-    path, prompt = _arguments(model, prompt, options)
     from .engine.terminal import ctrl_c, saving
 
+    path, prompt = _arguments(model, prompt, options)
     text = _text(prompt, options, needed=not options["state_in"])
     began = time.perf_counter()
     session, loaded = _session(path, options), time.perf_counter()
@@ -160,13 +160,14 @@ class Meter:
 
     def read(self, text: str) -> None:
         """Feed the prompt, with a progress bar when it takes more than a moment."""
-        began = time.perf_counter()
-        ids = self.session.encode(text)
-        with _bar("reading", len(ids)) as report:
-            self.prompt_tokens = self.session.feed(
-                ids, progress=lambda done: report(done, len(ids))
-            )
-        self.prompt_seconds = time.perf_counter() - began
+        began, before = time.perf_counter(), self.session.state.position
+        try:
+            ids = self.session.encode(text)
+            with _bar("reading") as report:
+                self.session.feed(ids, progress=lambda done: report(done, len(ids)))
+        finally:
+            self.prompt_tokens = self.session.state.position - before
+            self.prompt_seconds = time.perf_counter() - began
 
     def write(self, limit: int | None, flush: bool) -> None:
         """Print text as it comes."""
@@ -211,7 +212,7 @@ def convert(checkpoint: str, target: str | None, outtype: str) -> None:
     """Convert a Hugging Face checkpoint folder to GGUF."""
     from .convert import convert as convert_checkpoint
 
-    with _bar("converting", None) as report:
+    with _bar("converting") as report:
         path = convert_checkpoint(checkpoint, target, outtype, _notice, report)
     click.echo(f"{path}: {_size(path.stat().st_size)}")
 
@@ -328,7 +329,7 @@ def _bias(text: str) -> tuple[int, float]:
 
 
 @contextlib.contextmanager
-def _bar(label: str, length: int | None) -> Iterator[Callable[[int, int], None]]:
+def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on the terminal; silent where standard error is none."""
     with contextlib.ExitStack() as stack:
         bar: Any = None

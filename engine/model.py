@@ -124,7 +124,8 @@ class Model:
         session = Session(self, **settings)
         session.feed(prompt)
         yield from session.generate(limit)
-        yield session.stream.flush()
+        if held := session.stream.flush():
+            yield held
 
     def _run(
         self,
