@@ -10,7 +10,7 @@ import json
 import math
 import mmap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,9 +151,9 @@ class Checkpoint:
             raise damaged from None
 
     def find(self, name: str, *shape: int) -> Source | None:
-        """A tensor, or None where there is none; raises InvalidFile when its shape is another.
+        """A tensor seen in the shape that is asked for, or None where there is none.
 
-        Dimensions of one do not count. Without a shape only the type is checked.
+        Raises InvalidFile when it has another one, dimensions of one apart.
         """
         source = self._tensors.get(name)
         if source is None:
@@ -164,12 +164,14 @@ class Checkpoint:
                 f"{self.folder}: tensor {name} has the type {source.kind}; "
                 "convert a checkpoint in F32, F16 or BF16"
             )
+        if 0 in source.shape:
+            raise InvalidFile(f"{self.folder}: tensor {name} is empty; download it again")
         if shape and [n for n in source.shape if n != 1] != [n for n in shape if n != 1]:
             raise InvalidFile(
                 f"{self.folder}: tensor {name} has the shape {list(source.shape)} where config "
                 f"asks for {list(shape)}; the two do not belong together"
             )
-        return source
+        return replace(source, shape=shape) if shape else source
 
     def require(self, name: str, *shape: int) -> Source:
         """`find` for a tensor that has to be there; raises InvalidFile when it is not."""

@@ -23,7 +23,7 @@ FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 QUANTIZATION_VERSION = 2
 
 #: The largest value a type can hold, where that is less than float32's.
-_LIMITS = {"F16": 65504.0, "Q8_0": 65504.0 * 127}
+_LIMITS = {"F16": 65504.0, "BF16": 3.38e38, "Q8_0": 65504.0 * 127}
 
 Progress = Callable[[int, int], None]
 
@@ -102,7 +102,7 @@ def _check(tensor: Tensor, kind: BlockFormat, values: np.ndarray) -> None:
         )
     if kind.name in _LIMITS and np.abs(values).max() > _LIMITS[kind.name]:
         raise InvalidFile(
-            f"a value of {tensor.name} is too large for {kind.name}; convert with --outtype bf16"
+            f"a value of {tensor.name} is too large for {kind.name}; convert with --outtype f32"
         )
 
 

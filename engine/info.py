@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import models
 from ..kernels.errors import UnsupportedModel
-from ..kernels.formats.gguf import GGUF
+from ..kernels.formats.gguf import GGUF, Metadata
 from .state import Layout
 from .tokenizer import Tokenizer
 
@@ -32,14 +32,14 @@ def describe(path: str) -> dict[str, Any]:
     metadata = file.metadata
     return {
         "file": str(file.path),
-        "name": metadata.get("general.name", ""),
-        "architecture": metadata.get("general.architecture", ""),
+        "name": _text(metadata, "general.name"),
+        "architecture": _text(metadata, "general.architecture"),
         "parameters": sum(math.prod(info.shape) for info in file.tensors.values()),
         "file_bytes": len(file.map),
         "types": dict(types.most_common()),
         "tokenizer": {
-            "model": metadata.get("tokenizer.ggml.model", "none"),
-            "pre": metadata.get("tokenizer.ggml.pre", ""),
+            "model": _text(metadata, "tokenizer.ggml.model") or "none",
+            "pre": _text(metadata, "tokenizer.ggml.pre"),
             "tokens": metadata.length("tokenizer.ggml.tokens"),
         },
         "chat_template": "tokenizer.chat_template" in metadata,
@@ -54,6 +54,11 @@ def describe(path: str) -> dict[str, Any]:
             for info in file.tensors.values()
         ],
     }
+
+
+def _text(metadata: Metadata, key: str) -> str:
+    value = metadata.get(key)
+    return value if isinstance(value, str) else ""
 
 
 def _state_bytes(file: GGUF) -> dict[str, int] | None:

@@ -185,25 +185,28 @@ class Model:
             at += len(mine)
 
     def _forward_or_restore(self, batch: Batch, cancel: CancelFlag) -> np.ndarray:
-        """Run a batch and return its logits; where it fails, its states are as they were.
+        """Run a batch and return its logits; where it fails, states are as they were, or marked.
 
         A recurrent state cannot be wound back, so it is copied first; not for a single row, which
         is not cancelled, and for which a copy would double the memory traffic of the state.
         """
         several = len(batch.ids) > 1
         kept = [state.block.copy() for state in batch.states] if several else []
-        logits = self.backend.forward(batch, cancel if several else None)
-        if logits is not None and np.isfinite(logits).all():
-            return logits
-        for state, block in zip(batch.states, kept, strict=False):
-            state.block[:] = block
-        if logits is None:
-            raise KeyboardInterrupt
-        batch.states[0].damaged = not several
-        raise NumericalError(
-            f"{self.file.path} gave logits that are not finite; "
-            "the file is damaged, or its weights overflow"
-        )
+        try:
+            logits = self.backend.forward(batch, cancel if several else None)
+            if logits is None:
+                raise KeyboardInterrupt
+            if not np.isfinite(logits).all():
+                raise NumericalError(
+                    f"{self.file.path} gave logits that are not finite; "
+                    "the file is damaged, or its weights overflow"
+                )
+        except BaseException:
+            for state, block in zip(batch.states, kept, strict=False):
+                state.block[:] = block
+            batch.states[0].damaged = not several
+            raise
+        return logits
 
     def checked_ids(self, ids: Ids) -> np.ndarray:
         """A copy of the ids as int64 (T,); raises InvalidInput unless the model knows them all."""

@@ -2,7 +2,7 @@
 
 The folder's name is a hash of the kernel sources, the versions of Python, Numba and llvmlite, the
 operating system and the processor's features; so what is found in it fits, and an edited kernel is
-compiled anew. Each file begins with the SHA-256 of the code behind it.
+compiled anew. Each file begins with the SHA-256 of the kernel's name and of the code behind it.
 """
 
 from __future__ import annotations
@@ -84,7 +84,12 @@ def _read(name: str) -> bytes | None:
     except OSError:
         return None
     digest, code = content[:_DIGEST], content[_DIGEST:]
-    return code if hashlib.sha256(code).digest() == digest else None
+    return code if _seal(name, code) == digest else None
+
+
+def _seal(name: str, code: bytes) -> bytes:
+    """A hash of a kernel's code and of its name, so that no file passes for another."""
+    return hashlib.sha256(name.encode() + b"\0" + code).digest()
 
 
 def _kept(module: str) -> bool:
@@ -102,7 +107,7 @@ def _compile(name: str, module: str) -> bytes:
     with contextlib.suppress(OSError, InvalidInput):
         folder().mkdir(parents=True, exist_ok=True)
         with replacing(folder() / f"{name}.o") as partial:
-            partial.write_bytes(hashlib.sha256(code).digest() + code)
+            partial.write_bytes(_seal(name, code) + code)
     return code
 
 

@@ -64,7 +64,7 @@ class Sampling:
         for name, (kind, low, high) in _RANGES.items():
             if not _within(getattr(self, name), kind, low, high):
                 value = getattr(self, name)
-                raise InvalidInput(f"{name} is {value!r}; give a number from {low:g} to {high:g}")
+                raise InvalidInput(f"{name} is {value!r}; give a number from {low} to {high}")
         for token, amount in self.logit_bias.items():
             # Minus infinity bans a token; NaN is no number at all.
             known = isinstance(amount, numbers.Real) and amount < float("inf")

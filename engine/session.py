@@ -95,7 +95,7 @@ class Session:
         try:
             self.model.forward(ids, self.state, progress=progress, cancel=self._cancel)
         except KeyboardInterrupt:
-            self._cancel.clear()
+            self._cancel = CancelFlag()
             raise
         finally:
             read = self.state.position - before
@@ -106,7 +106,8 @@ class Session:
     def interrupt(self) -> None:
         """End `feed` or `generate` soon, from a signal handler or another thread.
 
-        The session stays whole: it can be saved, and goes on where it stopped.
+        The session stays whole: it can be saved and gone on with. Of a prompt that was cut short,
+        what `state.position` does not count has to be fed again.
         """
         self._cancel.set()
 
@@ -121,7 +122,7 @@ class Session:
         count = 0
         while limit is None or count < limit:
             if self._cancel.is_set:
-                self._cancel.clear()
+                self._cancel = CancelFlag()
                 self.finish_reason = "interrupted"
                 return
             token = self.next_token()

@@ -67,6 +67,8 @@ class Snapshot:
         """
         from safetensors.numpy import save
 
+        if self.state.damaged:
+            raise InvalidInput(f"a forward failed in this state, so {path} is not written")
         tensors, facts = self._tensors(), self._facts()
         identity = _checksum(tensors, facts)
         metadata = {"format": FORMAT, "version": str(VERSION), "checksum": identity, "facts": facts}
@@ -118,6 +120,8 @@ class Snapshot:
                 raise ValueError("logits that are not finite")
         for name, view in state.tensors().items():
             view[:] = _shaped(tensors[f"state.{name}"], view.shape)
+        if not np.isfinite(state.block).all():
+            raise ValueError("a state that is not finite")
         position = _whole(facts["position"], _LARGEST_POSITION)
         columns = [
             _shaped(tensors[f"cache.{ref.name}"], (position, ref.width))
@@ -146,8 +150,9 @@ class Snapshot:
 
     def _facts(self) -> str:
         saved = self.conversation
+        bias = {int(token): float(amount) for token, amount in saved.sampling.logit_bias.items()}
         conversation = {
-            "sampling": dataclasses.asdict(saved.sampling),
+            "sampling": {**dataclasses.asdict(saved.sampling), "logit_bias": bias},
             "stop": saved.stop,
             "ignore_eos": saved.ignore_eos,
             "pending": saved.pending,

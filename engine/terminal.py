@@ -77,4 +77,5 @@ def saving(session: Session, path: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        session.snapshot().save(path)
+        if not session.state.damaged:
+            session.snapshot().save(path)

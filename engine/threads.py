@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.errors import InvalidInput
+
 Task = Callable[[int], None]
 
 
 class CancelFlag:
-    """Asks a forward to end. Kernels poll it, so it is a number in memory of its own."""
+    """Asks a forward to end, for good. Kernels poll it: it is a number in memory of its own."""
 
     def __init__(self) -> None:
         self.cell = np.zeros(1, np.int64)
@@ -28,10 +30,6 @@ class CancelFlag:
     def set(self) -> None:
         """Ask for an end; from a signal handler or any thread."""
         self.cell[0] = 1
-
-    def clear(self) -> None:
-        """Withdraw."""
-        self.cell[0] = 0
 
     @property
     def is_set(self) -> bool:
@@ -77,23 +75,26 @@ class Pool:
     def call(self, body: Callable[[], Any], cancel: CancelFlag) -> Any:
         """Run `body` in the pool's first thread and return what it returns, or raise its error.
 
-        Ctrl-C sets `cancel`; KeyboardInterrupt is raised when the body has ended.
+        What a signal handler raises meanwhile, KeyboardInterrupt above all, sets `cancel` and is
+        raised once the body has ended.
         """
         if not self._started:
             threading.Thread(target=self._lead, name="keelback-0", daemon=True).start()
             self._started = True
-        job, interrupted = Job(body), False
+        job: Job = Job(body)
+        raised: BaseException | None = None
         while True:
             try:
-                # An interrupt may come before the job is handed over, or after: so once more.
+                if raised is not None:
+                    cancel.set()
+                # What a signal raises may come before the job is handed over, or after.
                 self._jobs.put(job)
                 job.done.acquire()
                 break
-            except KeyboardInterrupt:
-                interrupted = True
-                cancel.set()
-        if interrupted:
-            raise KeyboardInterrupt
+            except BaseException as error:
+                raised = error
+        if raised is not None:
+            raise raised
         if job.error is not None:
             raise job.error
         return job.result
@@ -133,7 +134,10 @@ class Pool:
                 del task
                 self._ready.put(error)
 
-        threading.Thread(target=follow, name=f"keelback-{number}", daemon=True).start()
+        try:
+            threading.Thread(target=follow, name=f"keelback-{number}", daemon=True).start()
+        except RuntimeError as error:
+            raise InvalidInput(f"thread {number} cannot be started ({error}); use fewer") from None
         self._inboxes.append(inbox)
 
 

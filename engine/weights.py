@@ -31,9 +31,9 @@ class WeightStore:
     def __init__(self, file: GGUF, notice: Callable[[str], None]) -> None:
         self.file = file
         self._stored: dict[tuple[str, Any], Stored] = {}
-        odd = sorted(
-            {info.block.name for info in file.tensors.values() if info.block not in NATIVE}
-        )
+        # Vectors are float32 for every kernel, so only matrices change.
+        matrices = [info for info in file.tensors.values() if len(info.shape) > 1]
+        odd = sorted({info.block.name for info in matrices if info.block not in NATIVE})
         if odd:
             notice(f"tensors of type {', '.join(odd)} are widened to F16 in memory")
 

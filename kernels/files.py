@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises InvalidInput when the file cannot be written; one that was there then stays as it is.
     """
     target = check_target(path)
-    partial = target.with_name(f".{os.getpid()}.partial")
+    partial = target.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         yield partial
         os.replace(partial, target)

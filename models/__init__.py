@@ -29,7 +29,7 @@ def build(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: 
     for a tensor of the wrong shape.
     """
     name = metadata.get("general.architecture")
-    module = next((module for module in _modules() if name == module.ARCHITECTURE), None)
+    module = next((module for module in _modules() if str(name) == module.ARCHITECTURE), None)
     if module is None:
         known = ", ".join(architectures())
         raise UnsupportedModel(

@@ -184,7 +184,7 @@ def test_a_thread_that_cannot_be_started_is_an_error_and_not_a_hang(monkeypatch)
     model = keelback.load("demo", threads=61)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(RuntimeError, match="can't start"):
+        with pytest.raises(keelback.InvalidInput, match="can't start new thread"):
             model.forward([1])
     with pytest.raises(keelback.InvalidInput, match="threads"):
         keelback.load("demo", threads=1.5)
@@ -209,3 +209,52 @@ def test_a_forked_child_has_workers_of_its_own(demo: keelback.Model):
         signal.alarm(20)
         os._exit(0 if np.isfinite(demo.forward([1, 2, 3])[0]).all() else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+class Alarmed(Exception):
+    """What a signal handler of the user's raises."""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timers")
+def test_what_a_signal_handler_raises_waits_for_the_forward_to_end(demo: keelback.Model):
+    def ring(*_):
+        raise Alarmed
+
+    _, state = demo.forward([1, 2, 3])
+    before, kept = signal.signal(signal.SIGALRM, ring), state.block.copy()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(Alarmed):
+            demo.forward([5] * 20_000, state)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    position, block = state.position, state.block.copy()
+    time.sleep(0.05)
+    assert state.position == position and (state.block == block).all()
+    assert (position == 3) == (block == kept).all()
+    expected = demo.forward([1, 2, 3] + [5] * (position - 3))[1]
+    assert (expected.block == block).all()
+
+
+def test_a_backend_that_fails_leaves_the_state_as_it_was_or_marks_it(tiny_model, monkeypatch):
+    model = tiny_model("gdn-gate", "f32", "numpy")
+    _, state = model.forward([1, 2, 3])
+    kept, calls, play = state.block.copy(), [], model.backend._play
+
+    def fail(*arguments):
+        calls.append(1)
+        if len(calls) > 25:
+            raise MemoryError
+        return play(*arguments)
+
+    monkeypatch.setattr(model.backend, "_play", fail)
+    with pytest.raises(MemoryError):
+        model.forward([4, 5], state)
+    assert (state.block == kept).all() and state.position == 3 and not state.damaged
+    calls.clear()
+    with pytest.raises(MemoryError):
+        model.forward([4], state)
+    monkeypatch.undo()
+    with pytest.raises(keelback.InvalidInput, match="a forward failed in this state"):
+        model.forward([4], state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -223,3 +224,34 @@ def test_a_well_sealed_snapshot_of_nonsense_gets_a_sentence(saved, demo, monkeyp
     monkeypatch.undo()
     with pytest.raises(keelback.InvalidFile, match=r"saved\.safetensors"):
         keelback.Snapshot.load(saved, demo)
+
+
+def test_a_damaged_state_is_neither_saved_nor_loaded(saved: Path, demo: keelback.Model):
+    before = saved.read_bytes()
+    state = keelback.State.load(saved, demo)
+    state.damaged = True
+    with pytest.raises(keelback.InvalidInput, match="is not written"):
+        state.save(saved)
+    assert saved.read_bytes() == before
+    state.damaged = False
+    state.block[7] = np.nan
+    state.save(saved)
+    with pytest.raises(keelback.InvalidFile, match="not finite"):
+        keelback.State.load(saved, demo)
+
+
+def test_threads_that_save_into_one_folder_do_not_mix_their_files(tmp_path: Path, demo):
+    states = {name: demo.forward([7] * count)[1] for count, name in enumerate("ab", 1)}
+
+    def save(name: str) -> None:
+        for _ in range(40):
+            states[name].save(tmp_path / name)
+
+    threads = [threading.Thread(target=save, args=(name,)) for name in states]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for name, state in states.items():
+        assert keelback.State.load(tmp_path / name, demo).position == state.position
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
