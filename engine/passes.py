@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..kernels.formats.blocks import BlockFormat
-from ..kernels.linear import QUANTIZED_ACTIVATIONS
+from ..kernels.formats.blocks import QUANTIZED, BlockFormat
 from ..kernels.op import Weight, catalogue
 from ..models.graph import Buffer, Graph, Node, Value
 
@@ -16,7 +15,7 @@ def quantize_activations(graph: Graph, block_of: Callable[[Weight], BlockFormat]
     rounded: dict[Value, Value] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
-        if node.op is linear and block_of(node.operands["weight"]) in QUANTIZED_ACTIVATIONS:
+        if node.op is linear and block_of(node.operands["weight"]) in QUANTIZED:
             x = node.operands["x"]
             if x not in rounded:
                 width = quantize.shape(x)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import mmap
 import os
 import sys
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 
 def processors() -> int:
@@ -44,3 +48,12 @@ def yield_address() -> int:
     if sys.platform == "win32":
         return 0
     return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+
+
+def pages(nbytes: int) -> np.ndarray:
+    """Zeroed memory that begins a page, in large pages where the system has them: uint8."""
+    memory = mmap.mmap(-1, max(1, nbytes))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8, nbytes)

@@ -16,6 +16,7 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core.compiler_lock import global_compiler_lock
 
+from .isa import isa
 from .table import SYMBOL
 
 # Their own annotations describe what is compiled, not what a caller passes.
@@ -54,6 +55,8 @@ def compile_kernel(name: str, module: str) -> bytes:
 
     The object defines SYMBOL as a C function of four int64. Raises KeyError for an unknown kernel.
     """
+    settings: Any = numba.config
+    settings.CPU_NAME, settings.CPU_FEATURES = isa().cpu, isa().features
     importlib.import_module(module)
     with global_compiler_lock:
         compiled: Any = numba.njit(SIGNATURE, **_OPTIONS)(_KERNELS[name]).overloads[SIGNATURE.args]
