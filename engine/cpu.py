@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ..kernels import table
@@ -11,7 +9,7 @@ from ..kernels.errors import InvalidInput
 from ..models.graph import Graph
 from .backend import MAX_ROWS, Batch
 from .lowering import lower
-from .objects import addresses, callable_kernel, key
+from .objects import Notice, Progress, addresses, callable_kernel, key
 from .platform import processors, yield_address
 from .state import PAGE_ROWS, aligned
 from .threads import CancelFlag, pool
@@ -25,13 +23,18 @@ class CpuBackend:
     """Kernels compiled by Numba, played by resident threads."""
 
     def __init__(
-        self, graph: Graph, weights: WeightStore, threads: int | None, notice: Callable[[str], None]
+        self,
+        graph: Graph,
+        weights: WeightStore,
+        threads: int | None,
+        notice: Notice,
+        progress: Progress | None = None,
     ) -> None:
         self.threads = check_threads(threads)
         self.numerics = f"cpu/{key()}"
         self.delay_seed = 0
         self._program = lower(graph, weights, MAX_ROWS)
-        found = addresses([*self._program.kernels, _WALK], notice)
+        found = addresses([*self._program.kernels, _WALK], notice, progress)
         self._program.records[:, table.KERNEL] = [found[name] for name, _ in self._program.kernels]
         self._walk = callable_kernel(found["walk"])
         self._arena = aligned(self._program.arena_bytes // 4)
