@@ -12,31 +12,19 @@ from typing import Any
 
 import click
 
-
 _LINE_UP_AND_CLEAR = "\x1b[A\x1b[2K"
 
 
 @contextlib.contextmanager
 def bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on the terminal; silent where standard error is none."""
-    with contextlib.ExitStack() as stack:
-        current: Any = None
-
-        def report(done: int, total: int) -> None:
-            nonlocal current
-            if current is None and done < total and sys.stderr.isatty():
-                current = stack.enter_context(
-                    click.progressbar(length=total, label=label, file=sys.stderr)
-                )
-            if current is not None:
-                current.update(done - current.pos)
-
-        yield report
+    with bars(wiped=False) as report:
+        yield lambda done, total: report(label, done, total)
 
 
 @contextlib.contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars one after another, each wiped out when it is full: other lines follow."""
+def bars(wiped: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars one after another; wiped out when they are full, for lines follow."""
     with contextlib.ExitStack() as stack:
         current: Any = None
 
@@ -48,7 +36,7 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
                 )
             if current is not None:
                 current.update(done - current.pos)
-                if done >= total:
+                if wiped and done >= total:
                     current = None
                     stack.close()
                     sys.stderr.write(_LINE_UP_AND_CLEAR)

@@ -83,6 +83,11 @@ class ObjectFolder:
         finally:
             os.close(descriptor)
 
+    def check(self, needed: bool) -> None:
+        """Raise InvalidInput for a folder that cannot be written to where one is needed."""
+        if needed and self.trouble is not None:
+            raise InvalidInput(self.trouble)
+
     def tell(self, notice: Callable[[str], None]) -> None:
         """Pass on what the trouble is, once."""
         if self.trouble is not None and not self._told:

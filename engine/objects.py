@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels import op
-from ..kernels.errors import InvalidInput
 from ..kernels.table import SYMBOL
 from .cache import ObjectFolder
 
@@ -63,11 +62,8 @@ def warm_up(notice: Notice, progress: Progress | None = None) -> tuple[Path, int
 
     kernels = all_kernels()
     with _lock:
-        _codes(kernels, lambda text: None, progress)
-        folder = _folder()
-        if folder.trouble is not None:
-            raise InvalidInput(folder.trouble)
-    return folder.path, len(kernels)
+        _codes(kernels, notice, progress, needed=True)
+    return _folder().path, len(kernels)
 
 
 def compile_seconds() -> float:
@@ -76,9 +72,15 @@ def compile_seconds() -> float:
 
 
 def _codes(
-    kernels: list[tuple[str, str]], notice: Notice, progress: Progress | None
+    kernels: list[tuple[str, str]],
+    notice: Notice,
+    progress: Progress | None,
+    needed: bool = False,
 ) -> dict[tuple[str, str], bytes]:
-    """Object code of kernels: what the folder holds, and what is compiled for it now."""
+    """Object code of kernels: what the folder holds, and what is compiled for it now.
+
+    Raises InvalidInput when that cannot be kept and `needed` says that it has to be.
+    """
     folder = _folder()
     found = {kernel: folder.read(kernel[0]) if _kept(kernel[1]) else None for kernel in kernels}
     missing = [kernel for kernel, code in found.items() if code is None]
@@ -87,19 +89,23 @@ def _codes(
             # Another process may have written them while this one waited.
             found.update({kernel: folder.read(kernel[0]) for kernel in missing if _kept(kernel[1])})
             missing = [kernel for kernel, code in found.items() if code is None]
-            found.update(_compiled(missing, notice, progress))
+            found.update(_compiled(missing, notice, progress, needed))
     elif missing:
         found.update(_compiled(missing, notice, progress))
     return {kernel: code for kernel, code in found.items() if code is not None}
 
 
 def _compiled(
-    missing: list[tuple[str, str]], notice: Notice, progress: Progress | None
+    missing: list[tuple[str, str]],
+    notice: Notice,
+    progress: Progress | None,
+    needed: bool = False,
 ) -> dict[tuple[str, str], bytes]:
     """Compile kernels and keep them; a folder that cannot be written to costs the time again."""
     if not missing:
         return {}
     folder, began, codes = _folder(), time.perf_counter(), {}
+    folder.check(needed)
     notice(f"compiling {len(missing)} kernels for this processor (once, a few seconds)")
     from ..kernels.jit import compile_kernel
 
@@ -109,6 +115,7 @@ def _compiled(
         codes[name, module] = code = compile_kernel(name, module)
         if _kept(module):
             folder.write(name, code)
+            folder.check(needed)
     if progress is not None:
         progress(len(missing), len(missing))
     folder.tell(notice)
