@@ -221,8 +221,8 @@ def _type_of(name: str, dims: tuple[int, ...], kind: str, shape: Shape) -> Kind:
     if kind == "f16" or dims[-1] % 32:
         return Kind.F16
     if kind != "q4_k_m":
-        whole = {"q8_0": Kind.Q8_0, "q4_0": Kind.Q4_0}[kind]
-        return Kind.Q6_K if kind == "q4_0" and name.startswith("token_embd") else whole
+        output = name.startswith("token_embd") and dims[-1] % 256 == 0
+        return Kind.Q8_0 if kind == "q8_0" else Kind.Q6_K if output else Kind.Q4_0
     if dims[-1] % 256:
         return Kind.Q5_0
     precise = name.startswith("token_embd") or (
