@@ -153,6 +153,15 @@ def test_a_writer_that_does_not_end_is_not_waited_for(
     assert folder.trouble is None and folder.read("walk") == b"code"
 
 
+def test_damaged_kernels_are_compiled_anew(tmp_path: Path):
+    assert output(start(COMPILE, tmp_path)).endswith(STEPS)
+    for file in tmp_path.rglob("*.o"):
+        file.write_bytes(file.read_bytes()[:-100])
+    again = output(start(COMPILE, tmp_path))
+    assert again.startswith("compiling 2 kernels") and again.endswith(STEPS)
+    assert output(start(COMPILE, tmp_path)) == "[] 2\n"
+
+
 def test_a_damaged_file_counts_as_missing(folder: ObjectFolder):
     folder.write("walk", b"code")
     file = folder.path / "walk.o"

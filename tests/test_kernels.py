@@ -226,7 +226,7 @@ def test_cases_cover_every_op_and_every_compiled_variant():
         program = lower(graph, WeightStore(tensors, no_notice), MAX_ROWS)
         played |= {name for name, _ in program.kernels}
     assert {tried.op.name for tried in CASES.values()} == set(catalogue())
-    assert played == ours - {"walk"}
+    assert played == ours - {"walk", "probe"}
     assert {F32, F16, BF16, Q8_0} == NATIVE
 
 
