@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ..kernels import table
@@ -12,7 +10,7 @@ from ..models.graph import Graph
 from . import packing
 from .backend import MAX_ROWS, Batch
 from .lowering import lower
-from .objects import addresses, callable_kernel, key
+from .objects import Notice, Progress, addresses, callable_kernel, key
 from .platform import pages, processors, yield_address
 from .state import PAGE_ROWS, aligned
 from .threads import CancelFlag, pool
@@ -26,14 +24,19 @@ class CpuBackend:
     """Kernels compiled by Numba, played by resident threads."""
 
     def __init__(
-        self, graph: Graph, weights: WeightStore, threads: int | None, notice: Callable[[str], None]
+        self,
+        graph: Graph,
+        weights: WeightStore,
+        threads: int | None,
+        notice: Notice,
+        progress: Progress | None = None,
     ) -> None:
         self.threads = check_threads(threads)
         self.numerics = f"cpu/{key()}"
         self.delay_seed = 0
         self._program = lower(graph, weights, MAX_ROWS)
         wanted = [*self._program.kernels, *packing.kernels(weights.packings), _WALK]
-        found = addresses(wanted, notice)
+        found = addresses(wanted, notice, progress)
         self._program.records[:, table.KERNEL] = [found[name] for name, _ in self._program.kernels]
         self._walk = callable_kernel(found["walk"])
         self._arena = aligned(self._program.arena_bytes // 4)

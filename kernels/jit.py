@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -43,6 +44,17 @@ def kernel(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return function
 
     return register
+
+
+def all_kernels() -> list[tuple[str, str]]:
+    """Every kernel of this package as (name, module)."""
+    for file in sorted(Path(__file__).parent.glob("*_cpu.py")):
+        importlib.import_module(f".{file.stem}", __package__)
+    return sorted(
+        (name, function.__module__)
+        for name, function in _KERNELS.items()
+        if function.__module__.rpartition(".")[0] == __package__
+    )
 
 
 def inline(function: Callable[..., Any]) -> Any:
