@@ -10,14 +10,12 @@ from ..models.graph import Graph
 from . import packing
 from .backend import MAX_ROWS, Batch
 from .lowering import lower
-from .objects import Notice, Progress, addresses, callable_kernel, key
+from .objects import Notice, Progress, addresses, key
 from .platform import pages, processors, yield_address
 from .state import PAGE_ROWS, aligned
 from .threads import CancelFlag, pool
 from .weights import WeightStore
-
-MAX_THREADS = 256
-_WALK = ("walk", f"{table.__package__}.walk_cpu")
+from .workers import KERNELS, MAX_THREADS, workers
 
 
 class CpuBackend:
@@ -35,10 +33,10 @@ class CpuBackend:
         self.numerics = f"cpu/{key()}"
         self.delay_seed = 0
         self._program = lower(graph, weights, MAX_ROWS)
-        wanted = [*self._program.kernels, *packing.kernels(weights.packings), _WALK]
+        wanted = [*self._program.kernels, *packing.kernels(weights.packings), *KERNELS]
         found = addresses(wanted, notice, progress)
         self._program.records[:, table.KERNEL] = [found[name] for name, _ in self._program.kernels]
-        self._walk = callable_kernel(found["walk"])
+        self._kernels = {name: found[name] for name, _ in KERNELS}
         self._arena = aligned(self._program.arena_bytes // 4)
         self._counters = np.zeros(len(self._program.records), np.int64)
         # All threads spin on this counter: it has a cache line of its own.
@@ -100,10 +98,7 @@ class CpuBackend:
         self._play(records, context)
 
     def _play(self, records: np.ndarray, context: np.ndarray) -> None:
-        table_address, call = _address(records), _address(context)
-        pool().spread(
-            lambda thread: self._walk(table_address, call, thread, self.threads), self.threads
-        )
+        workers(self._kernels).play(_address(records), _address(context), self.threads)
 
 
 def check_threads(threads: int | None) -> int:

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from ..kernels import op
+from ..kernels.isa import isa
 from ..kernels.table import SYMBOL
 from .cache import ObjectFolder
 
@@ -28,7 +28,6 @@ _PACKAGE = op.__name__.rpartition(".")[0]
 
 _lock = threading.Lock()
 _loaded: dict[tuple[str, str], int] = {}
-_engines: list[Any] = []
 _spent: list[float] = []
 
 Notice = Callable[[str], None]
@@ -140,7 +139,7 @@ def key() -> str:
     facts = [
         *(sys.version, version("numba"), version("llvmlite"), *compiler),
         *(platform.system(), platform.machine(), llvm.get_host_cpu_name()),
-        llvm.get_host_cpu_features().flatten(),
+        *(llvm.get_host_cpu_features().flatten(), isa().name),
     ]
     digest.update("\0".join(facts).encode())
     return digest.hexdigest()[:24]
@@ -161,7 +160,8 @@ def _load(code: bytes) -> int:
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    _engines.append(engine)
+    # Workers may still be in its code when the interpreter has ended and clears its modules.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
     return engine.get_function_address(SYMBOL)
 
 

@@ -1,4 +1,4 @@
-"""Resident worker threads: one pool a process, asleep between forwards.
+"""The thread that makes forwards: one a process, asleep in between.
 
 Python's signal handlers run in the main thread, between two of its instructions. So a forward, with
 all that it does to a state, is made by the pool's first thread, where no Ctrl-C can tear it; the
@@ -15,10 +15,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-
-from ..kernels.errors import InvalidInput
-
-Task = Callable[[int], None]
 
 
 class CancelFlag:
@@ -63,13 +59,13 @@ class Job:
 
 
 class Pool:
-    """Workers shared by all models of the process; `turn` is held by the call that uses them."""
+    """What all models of the process share; `turn` is held by the call that uses it."""
 
     def __init__(self) -> None:
         self.turn = threading.RLock()
         self._jobs: SimpleQueue[Job] = SimpleQueue()
-        self._inboxes: list[SimpleQueue[Task]] = []
-        self._ready: SimpleQueue[BaseException | None] = SimpleQueue()
+        #: The native workers of this process, once there are any; see workers.py.
+        self.workers: Any = None
         self._started = False
 
     def call(self, body: Callable[[], Any], cancel: CancelFlag) -> Any:
@@ -99,46 +95,12 @@ class Pool:
             raise job.error
         return job.result
 
-    def spread(self, task: Task, threads: int) -> None:
-        """Call task(0) to task(threads - 1) in parallel; from within a job, by its thread."""
-        while len(self._inboxes) < threads - 1:
-            self._hire()
-        for inbox in self._inboxes[: threads - 1]:
-            inbox.put(task)
-        task(0)
-        errors = [self._ready.get() for _ in range(threads - 1)]
-        for error in errors:
-            if error is not None:
-                raise error
-
     def _lead(self) -> None:
         while True:
             job = self._jobs.get()
             job.run()
             # What the job refers to, a whole model perhaps, must not live on in here.
             del job
-
-    def _hire(self) -> None:
-        """Start a thread that runs the tasks of its inbox, for the process's life."""
-        inbox: SimpleQueue[Task] = SimpleQueue()
-        number = len(self._inboxes) + 1
-
-        def follow() -> None:
-            while True:
-                task = inbox.get()
-                error = None
-                try:
-                    task(number)
-                except BaseException as caught:
-                    error = caught
-                del task
-                self._ready.put(error)
-
-        try:
-            threading.Thread(target=follow, name=f"keelback-{number}", daemon=True).start()
-        except RuntimeError as error:
-            raise InvalidInput(f"thread {number} cannot be started ({error}); use fewer") from None
-        self._inboxes.append(inbox)
 
 
 _pool = Pool()

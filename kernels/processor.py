@@ -25,12 +25,22 @@ def atomic_add(_typing, address, value):
 
 @intrinsic
 def atomic_load(_typing, address):
-    """The int64 at an address, with acquire."""
+    """The int64 at an address, in one order with all other atomics."""
 
     def emit(context, builder, signature, args):
-        return builder.load_atomic(pointer_to(builder, args[0], _I64), "acquire", 8)
+        return builder.load_atomic(pointer_to(builder, args[0], _I64), "seq_cst", 8)
 
     return types.int64(types.int64), emit
+
+
+@intrinsic
+def atomic_exchange(_typing, address, value):
+    """Put a number at an address and return what was there."""
+
+    def emit(context, builder, signature, args):
+        return builder.atomic_rmw("xchg", pointer_to(builder, args[0], _I64), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), emit
 
 
 @intrinsic

@@ -55,3 +55,18 @@ DELAY = 16  # 0, or the seed of random pauses before ops and blocks (a test of b
 SCRATCH = 17  # address of every thread's own scratch memory, one after another
 SCRATCH_BYTES = 18  # bytes each thread has there
 CONTEXT = 32
+
+# The board on which the leader posts what workers walk: a line of the cache for each group.
+TURN = 0  # counts up with every table; its low THREAD_BITS say how many threads take part
+PROGRAM = 8  # address of the records
+CALL = 9  # address of the context
+GIVE_UP = 10  # address of a function that gives up the processor, or 0
+DONE = 16  # workers that have come to the end of the table
+SEATS = 24  # a seat for every thread follows, the first one's unused
+SEAT_BYTES = 64
+THREAD_BITS = 16
+
+# A seat.
+SEEN = 0  # the last turn that the worker has seen
+AWAKE = 1  # 1: in native code, watching the board
+CALLED = 2  # 1: has to be woken for the turn that was posted

@@ -23,7 +23,7 @@ from keelback.kernels.jit import all_kernels
 COMPILE = """
 import sys
 from keelback.engine.objects import addresses
-names = [("walk", "keelback.kernels.walk_cpu"), ("select", "keelback.kernels.embedding_cpu")]
+names = [("post", "keelback.kernels.walk_cpu"), ("select", "keelback.kernels.embedding_cpu")]
 steps = []
 found = addresses(names, lambda text: print(text), lambda *step: steps.append(step))
 print(steps, len(set(found.values())))
@@ -75,7 +75,7 @@ def test_a_killed_writer_blocks_nobody_and_what_it_left_is_removed(tmp_path: Pat
     writer.send_signal(signal.SIGKILL)
     writer.communicate()
     assert output(start(COMPILE, tmp_path)).startswith("compiling 2 kernels")
-    assert sorted(file.name for file in tmp_path.rglob("*.*")) == ["select.o", "walk.o"]
+    assert sorted(file.name for file in tmp_path.rglob("*.*")) == ["post.o", "select.o"]
 
 
 def full() -> None:
@@ -124,14 +124,14 @@ def test_old_folders_are_pruned_and_nothing_else(folder: ObjectFolder, tmp_path:
     others = [tmp_path / (f"{age}" * 24) for age in range(1, KEPT_FOLDERS + 3)]
     for age, other in enumerate(others):
         other.mkdir()
-        (other / "walk.o").write_bytes(b"code")
+        (other / "post.o").write_bytes(b"code")
         if other is others[-1]:
             (other / "letter.txt").write_text("not keelback's")
         os.utime(other, (1e9 - age, 1e9 - age))
     (tmp_path / "mine").mkdir()
     with folder.writing(lambda: None):
-        folder.write("walk", b"code")
-    assert folder.read("walk") == b"code"
+        folder.write("post", b"code")
+    assert folder.read("post") == b"code"
     kept = [other for other in others if other.exists()]
     assert kept == [*others[:KEPT_FOLDERS], others[-1]]
     assert [file.name for file in others[-1].iterdir()] == ["letter.txt"]
@@ -145,12 +145,12 @@ def test_a_writer_that_does_not_end_is_not_waited_for(
     waited: list[str] = []
     with folder.writing(lambda: None):
         with ObjectFolder("0" * 24).writing(lambda: waited.append("waited")):
-            folder.write("walk", b"code")
+            folder.write("post", b"code")
         assert waited == ["waited"]
     descriptor = os.open(tmp_path / "lock", os.O_RDWR)
     assert try_lock(descriptor)
     os.close(descriptor)
-    assert folder.trouble is None and folder.read("walk") == b"code"
+    assert folder.trouble is None and folder.read("post") == b"code"
 
 
 def test_damaged_kernels_are_compiled_anew(tmp_path: Path):
@@ -163,9 +163,9 @@ def test_damaged_kernels_are_compiled_anew(tmp_path: Path):
 
 
 def test_a_damaged_file_counts_as_missing(folder: ObjectFolder):
-    folder.write("walk", b"code")
-    file = folder.path / "walk.o"
+    folder.write("post", b"code")
+    file = folder.path / "post.o"
     (folder.path / "select.o").write_bytes(file.read_bytes())
     assert folder.read("select") is None  # another kernel's code under its name
     file.write_bytes(file.read_bytes()[:-1])
-    assert folder.read("walk") is None
+    assert folder.read("post") is None
