@@ -1,4 +1,4 @@
-"""Numba kernel of `conv.py`: threads take strips of 64 channels of one sequence."""
+"""Numba kernel of `conv.py`: threads take strips of channels of one sequence, row after row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .jit import inline, kernel
 
 OUT, X, WINDOW, WEIGHT, BIAS = 0, 1, 2, 3, 4
 FLOAT = 4
-STRIP = 64
+STRIP = 256
 ZERO = np.float32(0)
 
 
@@ -31,26 +31,27 @@ def causal_conv(op, context, thread, threads):
     step, strips = stride(op, X), (columns + STRIP - 1) // STRIP
     block = claim(op, context)
     while block < strips * sequences(context):
-        sequence, strip = block // strips, block % strips
-        first, end = first_row(context, sequence), first_row(context, sequence + 1)
-        window = state(op, context, WINDOW, sequence)
+        sequence, start = block // strips, block % strips * STRIP
+        end = min(columns, start + STRIP)
+        first, after = first_row(context, sequence), first_row(context, sequence + 1)
         # The row after the window's last: where an input of this forward's first row would lie.
+        window = state(op, context, WINDOW, sequence)
         window_end = window + (taps - 1) * FLOAT * columns
-        for column in range(strip * STRIP, min(columns, (strip + 1) * STRIP), LANES):
-            lanes, at = min(LANES, columns - column), FLOAT * column
-            for row in range(first, end):
+        for row in range(first, after):
+            for column in range(start, end, LANES):
+                lanes, at = min(LANES, end - column), FLOAT * column
                 total = load_first(bias + at, lanes) if bias != 0 else splat(ZERO)
                 for tap in range(taps):
                     source = tap_address(x, step, window_end, columns, first, row, taps - 1 - tap)
                     factor = load_first(weight + tap * FLOAT * columns + at, lanes)
                     total = fma(load_first(source + at, lanes), factor, total)
-                store_first(
-                    out + row * stride(op, OUT) + at, silu(total) if activate != 0 else total, lanes
-                )
-            # Oldest first, so that no input is overwritten before it has moved on.
-            for tap in range(taps - 1):
-                source = tap_address(x, step, window_end, columns, first, end, taps - 1 - tap)
-                store_first(
-                    window + tap * FLOAT * columns + at, load_first(source + at, lanes), lanes
-                )
+                total = silu(total) if activate != 0 else total
+                store_first(out + row * stride(op, OUT) + at, total, lanes)
+        # Oldest first, so that no input is overwritten before it has moved on.
+        for tap in range(taps - 1):
+            source = tap_address(x, step, window_end, columns, first, after, taps - 1 - tap)
+            for column in range(start, end, LANES):
+                lanes, at = min(LANES, end - column), FLOAT * column
+                moved = load_first(source + at, lanes)
+                store_first(window + tap * FLOAT * columns + at, moved, lanes)
         block = claim(op, context)

@@ -11,7 +11,6 @@ from .intrinsics import (
     exponent,
     fma,
     mantissa,
-    nearest,
     scale_by_power,
     splat,
     where_equal,
@@ -24,6 +23,7 @@ ONE, HALF, ZERO = _F(1), _F(0.5), _F(0)
 LOG2_E = _F(1.44269504088896341)
 LN2_HIGH, LN2_LOW = _F(0.693359375), _F(-2.12194440e-4)
 EXP_LOWEST, EXP_HIGHEST = _F(-87.33), _F(88.37)
+ROUNDER = _F(1.5 * 2**23)
 SQRT_HALF = _F(0.707106781186547524)
 SOFTPLUS_LINEAR = _F(20)
 
@@ -50,12 +50,19 @@ L0, L1, L2, L3, L4, L5, L6, L7, L8 = (
 @inline
 def exp(x):
     """e**x; below -87.33 the smallest normal number's neighbourhood, above 88.37 a huge one."""
-    # Comparisons are false for NaN, which so passes through.
+    return exp_down(where_less(splat(EXP_HIGHEST), x, splat(EXP_HIGHEST), x))
+
+
+@inline
+def exp_down(x):
+    """e**x for decays, which do not come near 88.37."""
+    # The comparison is false for NaN, which so passes through.
     x = where_less(x, splat(EXP_LOWEST), splat(EXP_LOWEST), x)
-    x = where_less(splat(EXP_HIGHEST), x, splat(EXP_HIGHEST), x)
-    power = nearest(x * LOG2_E)
-    r = fma(power, splat(-LN2_HIGH), x)
-    r = fma(power, splat(-LN2_LOW), r)
+    # Added to 1.5 * 2**23, a number is rounded to a whole one that stands in the lowest bits.
+    power = fma(x, splat(LOG2_E), splat(ROUNDER))
+    whole = power - ROUNDER
+    r = fma(whole, splat(-LN2_HIGH), x)
+    r = fma(whole, splat(-LN2_LOW), r)
     p = fma(splat(E0), r, splat(E1))
     p = fma(p, r, splat(E2))
     p = fma(p, r, splat(E3))

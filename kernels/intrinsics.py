@@ -204,6 +204,17 @@ def store_first(_typing, address, vector, count):
 
 
 @intrinsic
+def store(_typing, address, vector):
+    """Store all lanes."""
+
+    def emit(context, builder, signature, args):
+        builder.store(args[1], pointer_to(builder, args[0], args[1].type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, f32x16), emit
+
+
+@intrinsic
 def splat(_typing, value):
     """16 copies of a float32."""
 
@@ -342,13 +353,12 @@ def store_bytes(_typing, address, vector):
 
 @intrinsic
 def scale_by_power(_typing, vector, power):
-    """vector * 2**power, for whole powers from -126 to 127."""
+    """vector * 2**n, n from -126 to 127, where power is n + 1.5 * 2**23: n in its lowest bits."""
 
     def emit(context, builder, signature, args):
-        whole = builder.fptosi(args[1], _lanes(_I32))
-        bits = builder.add(whole, ir.Constant(_lanes(_I32), [127] * LANES))
-        factor = builder.shl(bits, ir.Constant(_lanes(_I32), [23] * LANES))
-        return builder.fmul(args[0], builder.bitcast(factor, _lanes(_F32)))
+        bits = builder.shl(builder.bitcast(args[1], _lanes(_I32)), _bits(23))
+        factor = builder.bitcast(builder.add(bits, _bits(127 << 23)), _lanes(_F32))
+        return builder.fmul(args[0], factor)
 
     return f32x16(f32x16, f32x16), emit
 

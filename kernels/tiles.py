@@ -71,7 +71,7 @@ def _constant(element: ir.Type, value: Any, count: int = LANES) -> ir.Constant:
     return ir.Constant(_vector(element, count), [value] * count)
 
 
-def _spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+def spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     """16 copies of a scalar."""
     undefined = ir.Constant(_vector(value.type), ir.Undefined)
     first = builder.insert_element(undefined, value, _I32(0))
@@ -79,7 +79,7 @@ def _spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 def _spread_at(builder: ir.IRBuilder, address: ir.Value, element: ir.Type) -> ir.Value:
-    return _spread(builder, builder.load(pointer_to(builder, address, element), align=4))
+    return spread(builder, builder.load(pointer_to(builder, address, element), align=4))
 
 
 def _at(builder: ir.IRBuilder, address: ir.Value, step: ir.Value, token: int) -> ir.Value:
@@ -87,7 +87,7 @@ def _at(builder: ir.IRBuilder, address: ir.Value, step: ir.Value, token: int) ->
     return builder.add(address, builder.mul(step, _I64(token))) if token else address
 
 
-def _each(builder: ir.IRBuilder, tile: TileType, make: Callable[[int], ir.Value]) -> ir.Value:
+def each(builder: ir.IRBuilder, tile: TileType, make: Callable[[int], ir.Value]) -> ir.Value:
     """A tile of one vector a token."""
     element = _F32 if tile.kind == "f32" else _I32
     value = ir.Constant(ir.ArrayType(_vector(element), tile.tokens), ir.Undefined)
@@ -105,7 +105,7 @@ def zeros(tokens: int) -> Any:
 
     @intrinsic
     def make(_typing):
-        return tile(), lambda context, builder, signature, args: _each(
+        return tile(), lambda context, builder, signature, args: each(
             builder, tile, lambda token: _constant(_F32, 0.0)
         )
 
@@ -118,7 +118,7 @@ def no_ints(tokens: int) -> Any:
 
     @intrinsic
     def make(_typing):
-        return tile(), lambda context, builder, signature, args: _each(
+        return tile(), lambda context, builder, signature, args: each(
             builder, tile, lambda token: _constant(_I32, 0)
         )
 
@@ -137,7 +137,7 @@ def spread_ints(tokens: int) -> Any:
             def one(token: int) -> ir.Value:
                 return _spread_at(builder, _at(builder, address, step, token), _I32)
 
-            return _each(builder, tile, one)
+            return each(builder, tile, one)
 
         return tile(types.int64, types.int64), emit
 
@@ -217,7 +217,7 @@ def _dot(signed: bool) -> Any:
     def dot(_typing, total, weights, x, step):
         def emit(context, builder, signature, args):
             before, weights, x, step = args
-            return _each(
+            return each(
                 builder, total,
                 lambda token: emit_dot(
                     builder, builder.extract_value(before, token), weights,
@@ -249,7 +249,7 @@ def weighed(_typing, a, a_scales, b, b_scales):
             )
             for address in (a_address, b_address)
         ]
-        return _each(
+        return each(
             builder, a,
             lambda token: builder.add(
                 builder.mul(builder.extract_value(a_tile, token), scales[0]),
@@ -281,7 +281,7 @@ def add_products(offset: int) -> Any:
                 factor = builder.fmul(scales, _spread_at(builder, record, _F32))
                 return emit_fma(builder, value, factor, builder.extract_value(before, token))
 
-            return _each(builder, total, one)
+            return each(builder, total, one)
 
         return total(total, ints, f32x16, types.int64, types.int64), emit
 
@@ -304,7 +304,7 @@ def add_affine(_typing, total, ints, scales, mins, x, step):
             scale = _spread_at(builder, record, _F32)
             return emit_fma(builder, value, scale, builder.extract_value(before, token))
 
-        return _each(builder, total, one)
+        return each(builder, total, one)
 
     return total(total, ints, f32x16, f32x16, types.int64, types.int64), emit
 
@@ -348,7 +348,7 @@ def fma_rows(_typing, total, weights, x, step):
             values = builder.load(pointer, align=1)
             return emit_fma(builder, weights, values, builder.extract_value(before, token))
 
-        return _each(builder, total, one)
+        return each(builder, total, one)
 
     return total(total, f32x16, types.int64, types.int64), emit
 
@@ -368,7 +368,7 @@ def fma_rows_first(_typing, total, weights, x, step, lanes):
             )
             return emit_fma(builder, weights, values, builder.extract_value(before, token))
 
-        return _each(builder, total, one)
+        return each(builder, total, one)
 
     return total(total, f32x16, types.int64, types.int64, types.int64), emit
 

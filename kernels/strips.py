@@ -1,0 +1,121 @@
+"""Strips: adjacent vectors of 16 floats that go through the same steps, as columns of a state do.
+
+One vector alone would wait for each of its sums; several side by side keep the processor busy, and
+share the numbers they are multiplied by.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from .intrinsics import LANES, emit_fma, f32x16, pointer_to
+from .jit import intrinsic
+from .tiles import TileType, each, spread
+
+_F32, _I64 = ir.FloatType(), ir.IntType(64)
+_VECTOR = ir.VectorType(_F32, LANES)
+_NBYTES = 4 * LANES
+
+
+def load_strip(count: int) -> Any:
+    """A function that loads `count` vectors from an address on."""
+    strip = TileType("f32", count)
+
+    @intrinsic
+    def load(_typing, address):
+        def emit(context, builder, signature, args):
+            def one(index: int) -> ir.Value:
+                at = builder.add(args[0], _I64(_NBYTES * index))
+                return builder.load(pointer_to(builder, at, _VECTOR), align=4)
+
+            return each(builder, strip, one)
+
+        return strip(types.int64), emit
+
+    return load
+
+
+@intrinsic
+def store_strip(_typing, strip, address):
+    """Store all vectors from an address on."""
+
+    def emit(context, builder, signature, args):
+        for index in range(strip.tokens):
+            at = builder.add(args[1], _I64(_NBYTES * index))
+            value = builder.extract_value(args[0], index)
+            builder.store(value, pointer_to(builder, at, _VECTOR), align=4)
+        return context.get_dummy_value()
+
+    return types.void(strip, types.int64), emit
+
+
+@intrinsic
+def scaled(_typing, strip, factor):
+    """strip * factor, a float32."""
+
+    def emit(context, builder, signature, args):
+        factor = spread(builder, args[1])
+        return each(
+            builder, strip, lambda i: builder.fmul(builder.extract_value(args[0], i), factor)
+        )
+
+    return strip(strip, types.float32), emit
+
+
+@intrinsic
+def less(_typing, a, b):
+    """a - b."""
+
+    def emit(context, builder, signature, args):
+        def one(index: int) -> ir.Value:
+            return builder.fsub(*(builder.extract_value(arg, index) for arg in args))
+
+        return each(builder, a, one)
+
+    return a(a, b), emit
+
+
+@intrinsic
+def plus_scaled(_typing, total, strip, factor):
+    """total + strip * factor, a float32."""
+
+    def emit(context, builder, signature, args):
+        before, strip_value, factor = args
+        factor = spread(builder, factor)
+
+        def one(index: int) -> ir.Value:
+            value = builder.extract_value(strip_value, index)
+            return emit_fma(builder, value, factor, builder.extract_value(before, index))
+
+        return each(builder, total, one)
+
+    return total(total, strip, types.float32), emit
+
+
+@intrinsic
+def as_strip(_typing, vector):
+    """A strip of one vector."""
+    strip = TileType("f32", 1)
+    return strip(f32x16), lambda context, builder, signature, args: each(
+        builder, strip, lambda _: args[0]
+    )
+
+
+@intrinsic
+def vector_of(_typing, strip):
+    """The first vector of a strip."""
+    return f32x16(strip), lambda context, builder, signature, args: builder.extract_value(
+        args[0], 0
+    )
+
+
+@intrinsic
+def first_lane(_typing, vector):
+    """The first number of a vector."""
+    zero = ir.IntType(32)(0)
+    return types.float32(f32x16), lambda context, builder, signature, args: builder.extract_element(
+        args[0], zero
+    )
