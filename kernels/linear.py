@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .formats.blocks import Q8_0
-from .op import MATRIX, OPTIONAL_VECTOR, ROWS, Op, ShapeError, Weight, expect
+from .op import MATRIX, OPTIONAL_VECTOR, ROWS, Kind, Op, Operand, ShapeError, Weight, expect
 
 BLOCK = 32
 
@@ -78,7 +78,7 @@ def dequantize(slots: np.ndarray) -> np.ndarray:
 OPS = (
     Op(
         "linear",
-        {"x": ROWS, "weight": MATRIX, "bias": OPTIONAL_VECTOR},
+        {"x": Operand(Kind.ROWS, against="weight"), "weight": MATRIX, "bias": OPTIONAL_VECTOR},
         linear_shape,
         linear,
         ("width",),
