@@ -58,16 +58,17 @@ def swiglu(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x / (1 + np.exp(-x)) * y
 
 
-OPS = tuple(
-    Op(
-        function.__name__,
-        {"x": ROWS, "bias": OPTIONAL_VECTOR},
-        unary_shape,
-        function,
-        ("scale",),
-    )
-    for function in (scaled, silu, sigmoid, softplus)
-) + (
+OPS = (
+    *(
+        Op(
+            function.__name__,
+            {"x": ROWS, "bias": OPTIONAL_VECTOR},
+            unary_shape,
+            function,
+            ("scale",),
+        )
+        for function in (scaled, silu, sigmoid, softplus)
+    ),
     Op("add", {"x": ROWS, "y": ROWS}, binary_shape, add, ("scale",)),
     Op("swiglu", {"x": ROWS, "y": ROWS}, binary_shape, swiglu),
 )

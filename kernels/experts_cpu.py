@@ -43,10 +43,10 @@ ZERO = np.float32(0)
 @inline
 def is_chosen(route, count, expert):
     """Whether an expert is among the first `count` of a route."""
+    found = False
     for rank in range(count):
-        if np.int64(f32(route)[rank]) == expert:
-            return True
-    return False
+        found |= np.int64(f32(route)[rank]) == expert
+    return found
 
 
 @inline

@@ -236,9 +236,7 @@ def _experts() -> None:
     for experts, used in ((1, 1), (3, 3), (17, 4), (65, 33)):
         scores = 2 * normal((experts, 40), T, experts)
         scores[3], scores[4, ::2] = 0, scores[4].max()
-        case(
-            f"route-{used}/{experts}", "route", rows={"scores": scores}, attributes={"used": used}
-        )
+        case(f"route-{used}/{experts}", "route", rows={"scores": scores}, attributes={"used": used})
         chosen = np.argsort(-scores, axis=1, kind="stable")[:, :used]
         routes.append(np.concatenate([chosen, uniform(used, 0, 1, T, used)], axis=1))
     shapes = ((17, 33), (257, 3), (8, 65), (1, 31))
