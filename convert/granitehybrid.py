@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -274,8 +275,7 @@ def _add_experts(result: Plan, checkpoint: Checkpoint, i: int) -> None:
 def _add_halves(result: Plan, blk: str, kind: str, source: Source, shape: tuple[int, ...]) -> None:
     """Gate and up, which lie in one matrix, or in one of each expert: first the gate's rows."""
     width, d_model = shape[-2:]
-    rows = np.arange(source.shape[0] * (source.shape[1] if len(shape) > 2 else 1))
-    rows = rows.reshape(-1, 2, width)
+    rows = np.arange(math.prod(source.shape[:-1])).reshape(-1, 2, width)
     matrix = replace(source, shape=(rows.size, d_model))
     for part, half in (("gate", 0), ("up", 1)):
         index = rows[:, half].reshape(-1)
