@@ -1,20 +1,20 @@
-"""The command line: options and printing. What a command does, engine and convert do."""
+"""The command line: a few lines a command. What it does, engine and convert do."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import secrets
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .engine.options import bench_options, model_options, sampling_options
+from .engine.printing import bar, bars, notice, print_rows, rate, shown, size
 from .kernels.errors import InvalidInput, KeelbackError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named."""
-        warnings.showwarning = lambda message, *_: _notice(str(message))
+        warnings.showwarning = lambda message, *_: notice(str(message))
         try:
             return super().invoke(ctx)
         except KeelbackError as error:
@@ -47,47 +47,6 @@ class Commands(click.Group):
 @click.version_option(package_name="keelback")
 def main() -> None:
     """Run language models whose memory does not grow."""
-
-
-def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Where the model comes from and what runs it."""
-    for option in (
-        click.option(
-            "--backend",
-            type=click.Choice(["cpu", "numpy"]),
-            default="cpu",
-            help="What runs the model.",
-        ),
-        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
-        click.option(
-            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How tokens are chosen; what is not given comes from the snapshot or the model file."""
-    for flag, name, kind, text in reversed(
-        [
-            ("--temp", "temperature", float, "Temperature; 0 takes the most likely token. [0.8]"),
-            ("--top-k", "top_k", int, "Keep the K most likely tokens; 0 keeps all. [40]"),
-            ("--top-p", "top_p", float, "Keep the likeliest tokens that make up P. [0.95]"),
-            ("--min-p", "min_p", float, "Drop tokens below P times the likeliest. [0.05]"),
-            ("--repeat-penalty", "repeat_penalty", float, "Penalise recent tokens. [1.0: off]"),
-            ("--repeat-last-n", "repeat_last_n", int, "How many tokens count as recent. [64]"),
-            ("--presence-penalty", "presence_penalty", float, "Subtract from recent tokens. [0]"),
-            (
-                "--frequency-penalty",
-                "frequency_penalty",
-                float,
-                "Subtract for every recent use. [0]",
-            ),
-        ]
-    ):
-        command = click.option(flag, name, type=kind, help=text)(command)
-    return command
 
 
 @main.command()
@@ -163,7 +122,7 @@ class Meter:
         began, before = time.perf_counter(), self.session.state.position
         try:
             ids = self.session.encode(text)
-            with _bar("reading") as report:
+            with bar("reading") as report:
                 self.session.feed(ids, progress=lambda done: report(done, len(ids)))
         finally:
             self.prompt_tokens = self.session.state.position - before
@@ -185,9 +144,9 @@ class Meter:
         layout, written = self.session.state.layout, self.session.generated
         parts = [
             f"load {self.load_seconds:.2f} s",
-            f"prompt {self.prompt_tokens} tokens, {_rate(self.prompt_tokens, self.prompt_seconds)}",
-            f"generated {written} tokens, {_rate(written, self.seconds)}",
-            f"state {_size(layout.fixed_bytes)} fixed + {_size(layout.bytes_per_token)} per token",
+            f"prompt {self.prompt_tokens} tokens, {rate(self.prompt_tokens, self.prompt_seconds)}",
+            f"generated {written} tokens, {rate(written, self.seconds)}",
+            f"state {size(layout.fixed_bytes)} fixed + {size(layout.bytes_per_token)} per token",
             f"seed {self.session.sampling.seed}",
         ]
         return " | ".join(parts)
@@ -212,9 +171,9 @@ def convert(checkpoint: str, target: str | None, outtype: str) -> None:
     """Convert a Hugging Face checkpoint folder to GGUF."""
     from .convert import convert as convert_checkpoint
 
-    with _bar("converting") as report:
-        path = convert_checkpoint(checkpoint, target, outtype, _notice, report)
-    click.echo(f"{path}: {_size(path.stat().st_size)}")
+    with bar("converting") as report:
+        path = convert_checkpoint(checkpoint, target, outtype, notice, report)
+    click.echo(f"{path}: {size(path.stat().st_size)}")
 
 
 @main.command()
@@ -234,7 +193,7 @@ def info(model: str | None, model_option: str | None, as_json: bool) -> None:
             value = "\n".join(f"  {t['name']:32} {t['type']:6} {t['shape']}" for t in value)
             click.echo(f"{name}:\n{value}")
         else:
-            click.echo(f"{name.replace('_', ' '):18} {_shown(value)}")
+            click.echo(f"{name.replace('_', ' '):18} {shown(value)}")
 
 
 @main.command()
@@ -265,13 +224,44 @@ def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **op
             click.echo(f"{token:8} {shown(token)!r}")
 
 
+@main.command()
+@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@bench_options
+def bench(models: tuple[str, ...], more: tuple[str, ...], output: str, **options: Any) -> None:
+    """Measure speed and memory, with llama-bench's options and fields.
+
+    Lists, as -t 1,2, measure every combination. "reached" is the share of the memory's read
+    bandwidth, probed beside each test, that the bytes of a token make up.
+    """
+    from .engine.bench import Plan
+    from .engine.bench import bench as measured
+
+    plan = Plan(
+        (*models, *more) or ("demo",), options["threads"] or (), options["n_prompt"],
+        options["n_gen"], options["n_depth"], options["repetitions"],
+    )  # fmt: skip
+    with bars() as report:
+        print_rows(measured(plan, notice, report), output)
+
+
+@main.command()
+def warmup() -> None:
+    """Compile all kernels for this processor, so that no run has to."""
+    from .engine.objects import warm_up
+
+    with bar("compiling") as report:
+        folder, count = warm_up(notice, report)
+    click.echo(f"{folder}: {count} kernels")
+
+
 def _session(path: str, options: dict[str, Any]) -> Session:
     """Load the model and start a session, or go on with a saved one."""
     from .engine.model import Model
     from .engine.session import Session
     from .engine.snapshot import Snapshot
 
-    model = Model(path, options["threads"], options["backend"], _notice)
+    with bar("compiling") as report:
+        model = Model(path, options["threads"], options["backend"], notice, report)
     names = (
         "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n",
         "presence_penalty", "frequency_penalty",
@@ -326,46 +316,6 @@ def _bias(text: str) -> tuple[int, float]:
         return int(text[:at]), float(text[at:])
     except ValueError:
         raise InvalidInput(f"--logit-bias {text!r} is not of the form ID+BIAS or ID-BIAS") from None
-
-
-@contextlib.contextmanager
-def _bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on the terminal; silent where standard error is none."""
-    with contextlib.ExitStack() as stack:
-        bar: Any = None
-
-        def report(done: int, total: int) -> None:
-            nonlocal bar
-            if bar is None and done < total and sys.stderr.isatty():
-                bar = stack.enter_context(
-                    click.progressbar(length=total, label=label, file=sys.stderr)
-                )
-            if bar is not None:
-                bar.update(done - bar.pos)
-
-        yield report
-
-
-def _notice(text: str) -> None:
-    click.echo(f"keelback: {text}", err=True)
-
-
-def _rate(count: int, seconds: float) -> str:
-    return f"{count / seconds:.1f} tokens/s" if seconds else "0 tokens/s"
-
-
-def _size(nbytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024 or unit == "GiB":
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1024
-    raise AssertionError
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_shown(inner)}" for key, inner in value.items())
-    return str(value)
 
 
 if __name__ == "__main__":

@@ -63,12 +63,16 @@ def make_backend(
     weights: WeightStore,
     threads: int | None,
     notice: Callable[[str], None],
+    progress: Callable[[int, int], None] | None = None,
 ) -> Backend:
-    """The backend of that name: "cpu" or "numpy". Raises InvalidInput for any other."""
+    """The backend of that name: "cpu" or "numpy". Raises InvalidInput for any other.
+
+    `progress` is told the kernels that have been compiled, and how many have to be.
+    """
     if name == "cpu":
         from .cpu import CpuBackend
 
-        return CpuBackend(graph, weights, threads, notice)
+        return CpuBackend(graph, weights, threads, notice, progress)
     if name == "numpy":
         from .reference import NumpyBackend
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ..kernels import table
 from ..kernels.errors import InvalidInput
 from ..models.graph import Graph
+from . import packing
 from .backend import MAX_ROWS, Batch
 from .lowering import lower
-from .objects import addresses, callable_kernel, key
-from .platform import processors, yield_address
+from .objects import Notice, Progress, addresses, callable_kernel, key
+from .platform import pages, processors, yield_address
 from .state import PAGE_ROWS, aligned
 from .threads import CancelFlag, pool
 from .weights import WeightStore
@@ -25,13 +24,19 @@ class CpuBackend:
     """Kernels compiled by Numba, played by resident threads."""
 
     def __init__(
-        self, graph: Graph, weights: WeightStore, threads: int | None, notice: Callable[[str], None]
+        self,
+        graph: Graph,
+        weights: WeightStore,
+        threads: int | None,
+        notice: Notice,
+        progress: Progress | None = None,
     ) -> None:
         self.threads = check_threads(threads)
         self.numerics = f"cpu/{key()}"
         self.delay_seed = 0
         self._program = lower(graph, weights, MAX_ROWS)
-        found = addresses([*self._program.kernels, _WALK], notice)
+        wanted = [*self._program.kernels, *packing.kernels(weights.packings), _WALK]
+        found = addresses(wanted, notice, progress)
         self._program.records[:, table.KERNEL] = [found[name] for name, _ in self._program.kernels]
         self._walk = callable_kernel(found["walk"])
         self._arena = aligned(self._program.arena_bytes // 4)
@@ -39,7 +44,10 @@ class CpuBackend:
         # All threads spin on this counter: it has a cache line of its own.
         self._arrivals = aligned(16).view(np.int64)
         self._never = CancelFlag()
+        self._scratch = pages(0)
         self._context = self._fixed_context()
+        with pool().turn:
+            pool().call(lambda: packing.pack(weights, found, self._pack), CancelFlag())
 
     def _fixed_context(self) -> np.ndarray:
         """The fields that no call changes."""
@@ -52,6 +60,7 @@ class CpuBackend:
         context[table.BARRIER] = _address(self._arrivals)
         context[table.YIELD] = yield_address()
         context[table.PAGE_ROWS] = PAGE_ROWS
+        context[table.SCRATCH_BYTES] = self._program.scratch
         return context
 
     def forward(self, batch: Batch, cancel: CancelFlag | None = None) -> np.ndarray | None:
@@ -65,7 +74,10 @@ class CpuBackend:
         self._bases[table.LOGITS] = _address(logits)
         self._counters[:] = 0
         self._arrivals[:] = 0
+        if len(self._scratch) < self.threads * self._program.scratch:
+            self._scratch = pages(self.threads * self._program.scratch)
         context = self._context
+        context[table.SCRATCH] = _address(self._scratch)
         context[table.TOKENS], context[table.OUTPUT_COUNT] = len(batch.ids), len(batch.outputs)
         context[table.SEQUENCES] = len(batch.states)
         context[table.OFFSETS] = _address(batch.offsets)
@@ -76,9 +88,22 @@ class CpuBackend:
         context[table.CANCEL] = _address(flag.cell)
         context[table.DELAY] = self.delay_seed
 
-        records, call = _address(self._program.records), _address(context)
-        pool().spread(lambda thread: self._walk(records, call, thread, self.threads), self.threads)
+        self._play(self._program.records, context)
         return None if flag.is_set else logits
+
+    def _pack(self, records: np.ndarray) -> None:
+        """Play records of packing, which need no barriers and leave nothing to cancel."""
+        context = self._context.copy()
+        counters = np.zeros(len(records), np.int64)
+        context[table.OPS], context[table.COUNTERS] = len(records), _address(counters)
+        context[table.CANCEL] = _address(self._never.cell)
+        self._play(records, context)
+
+    def _play(self, records: np.ndarray, context: np.ndarray) -> None:
+        table_address, call = _address(records), _address(context)
+        pool().spread(
+            lambda thread: self._walk(table_address, call, thread, self.threads), self.threads
+        )
 
 
 def check_threads(threads: int | None) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels import table
+from ..kernels.formats.panels import LANES, PANELS
 from ..kernels.op import Kind, Op, Operand, Weight
 from ..models.graph import Buffer, CacheRef, Graph, Node, StateRef, Value
 from .passes import quantize_activations
@@ -46,7 +47,8 @@ class Program:
     records      (ops, table.RECORD) int64; kernel addresses are still 0
     kernels      (name, module) of each record's kernel
     weights      what the bases from table.WEIGHTS up point to
-    arena_bytes  size of the scratch memory that all buffers share
+    arena_bytes  size of the memory that all buffers share
+    scratch      bytes that every thread needs for itself
     vocabulary   width of the logits
     """
 
@@ -54,6 +56,7 @@ class Program:
     kernels: tuple[tuple[str, str], ...]
     weights: tuple[np.ndarray, ...]
     arena_bytes: int
+    scratch: int
     vocabulary: int
 
 
@@ -73,6 +76,7 @@ class _Lowering:
         self.nodes, self.logits, self.store, self.max_rows = nodes, logits, weights, max_rows
         self.places, self.arena_bytes = place_buffers(nodes, logits, max_rows)
         self.bases: dict[int, int] = {}
+        self.scratch = 0
         self.weights: list[np.ndarray] = []
 
     def program(self) -> Program:
@@ -87,7 +91,12 @@ class _Lowering:
             pending += touched
             kernels.append((self._kernel(node), node.op.kernels))
         return Program(
-            records, tuple(kernels), tuple(self.weights), self.arena_bytes, self.logits.width
+            records,
+            tuple(kernels),
+            tuple(self.weights),
+            self.arena_bytes,
+            self.scratch,
+            self.logits.width,
         )
 
     def _kernel(self, node: Node) -> str:
@@ -98,7 +107,7 @@ class _Lowering:
     def _as_loaded(self, value: Any) -> Any:
         """A weight with the type it has in memory."""
         if isinstance(value, Weight):
-            return Weight(value.name, value.shape, self.store.block_of(value))
+            return Weight(value.name, value.shape, self.store.stored_block(value))
         return value
 
     def _fill(self, node: Node, record: np.ndarray) -> list[tuple[Span, bool]]:
@@ -141,6 +150,10 @@ class _Lowering:
         base = self.bases.setdefault(id(stored), table.WEIGHTS + len(self.weights))
         if base == table.WEIGHTS + len(self.weights):
             self.weights.append(stored.data)
+        if stored.block in PANELS:
+            # Rows that were not packed when the model was loaded are when they are used.
+            panel = PANELS[stored.block].stored.row_bytes(stored.width) * LANES
+            self.scratch = max(self.scratch, -(-panel // _LINE) * _LINE)
         return base, 0, stored.row_bytes, stored.width
 
     def _value(self, value: Value) -> tuple[tuple[int, int, int, int], Span | None]:

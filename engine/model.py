@@ -40,13 +40,14 @@ class Model:
         threads: int | None = None,
         backend: str = "cpu",
         notice: Callable[[str], None] = print_notice,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.file = open_file(path)
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
         self.layout = Layout.of(self.graph)
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0
         self.backend = make_backend(
-            backend, self.graph, WeightStore(self.file, notice), threads, notice
+            backend, self.graph, WeightStore(self.file, notice), threads, notice, progress
         )
         self.notice = notice
 

@@ -2,18 +2,18 @@
 
 The folder's name is a hash of the kernel sources, the versions of Python, Numba and llvmlite, the
 operating system and the processor's features; so what is found in it fits, and an edited kernel is
-compiled anew. Each file begins with the SHA-256 of the kernel's name and of the code behind it.
+compiled anew. `cache.py` describes the folder.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
 import os
 import platform
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import version
@@ -21,37 +21,111 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels import op
-from ..kernels.errors import InvalidInput
-from ..kernels.files import replacing
 from ..kernels.table import SYMBOL
-from .platform import cache_folder
+from .cache import ObjectFolder
 
-_DIGEST = hashlib.sha256().digest_size
 _PACKAGE = op.__name__.rpartition(".")[0]
 
 _lock = threading.Lock()
 _loaded: dict[tuple[str, str], int] = {}
 _engines: list[Any] = []
+_spent: list[float] = []
+
+Notice = Callable[[str], None]
+#: Told the kernels that are compiled, and how many have to be.
+Progress = Callable[[int, int], None]
 
 
-def addresses(kernels: Iterable[tuple[str, str]], notice: Callable[[str], None]) -> dict[str, int]:
+def addresses(
+    kernels: Iterable[tuple[str, str]], notice: Notice, progress: Progress | None = None
+) -> dict[str, int]:
     """Addresses of kernels given as (name, module), compiled where the folder lacks them.
 
-    `notice` is told once when something has to be compiled. The folder keeps only the kernels of
-    this package, whose sources it is named after; others are compiled once a process.
+    `notice` is told once when something has to be compiled, or cannot be kept. The folder keeps
+    only the kernels of this package, whose sources it is named after; others are compiled once a
+    process.
     """
     with _lock:
         asked = list(dict.fromkeys(kernels))
         wanted = [kernel for kernel in asked if kernel not in _loaded]
-        found = {kernel: _read(kernel[0]) if _kept(kernel[1]) else None for kernel in wanted}
-        missing = [kernel for kernel in wanted if found[kernel] is None]
-        if missing:
-            notice(f"compiling {len(missing)} kernels for this processor (once, a few seconds)")
-        for kernel in missing:
-            found[kernel] = _compile(*kernel)
-        for kernel in wanted:
-            _loaded[kernel] = _load(found[kernel] or b"")
+        for kernel, code in _codes(wanted, notice, progress).items():
+            _loaded[kernel] = _load(code)
         return {kernel[0]: _loaded[kernel] for kernel in asked}
+
+
+def warm_up(notice: Notice, progress: Progress | None = None) -> tuple[Path, int]:
+    """Compile every kernel that the folder lacks; returns the folder, and how many it then holds.
+
+    Raises InvalidInput when they cannot be kept.
+    """
+    from ..kernels.jit import all_kernels
+
+    kernels = all_kernels()
+    with _lock:
+        _codes(kernels, notice, progress, needed=True)
+    return _folder().path, len(kernels)
+
+
+def compile_seconds() -> float:
+    """Seconds this process has spent on compiling."""
+    return sum(_spent)
+
+
+def _codes(
+    kernels: list[tuple[str, str]],
+    notice: Notice,
+    progress: Progress | None,
+    needed: bool = False,
+) -> dict[tuple[str, str], bytes]:
+    """Object code of kernels: what the folder holds, and what is compiled for it now.
+
+    Raises InvalidInput when that cannot be kept and `needed` says that it has to be.
+    """
+    folder = _folder()
+    found = {kernel: folder.read(kernel[0]) if _kept(kernel[1]) else None for kernel in kernels}
+    missing = [kernel for kernel, code in found.items() if code is None]
+    if any(_kept(module) for _, module in missing):
+        with folder.writing(lambda: notice("waiting for another keelback to compile the kernels")):
+            # Another process may have written them while this one waited.
+            found.update({kernel: folder.read(kernel[0]) for kernel in missing if _kept(kernel[1])})
+            missing = [kernel for kernel, code in found.items() if code is None]
+            found.update(_compiled(missing, notice, progress, needed))
+    elif missing:
+        found.update(_compiled(missing, notice, progress))
+    return {kernel: code for kernel, code in found.items() if code is not None}
+
+
+def _compiled(
+    missing: list[tuple[str, str]],
+    notice: Notice,
+    progress: Progress | None,
+    needed: bool = False,
+) -> dict[tuple[str, str], bytes]:
+    """Compile kernels and keep them; a folder that cannot be written to costs the time again."""
+    if not missing:
+        return {}
+    folder, began, codes = _folder(), time.perf_counter(), {}
+    folder.check(needed)
+    notice(f"compiling {len(missing)} kernels for this processor (once, a few seconds)")
+    from ..kernels.jit import compile_kernel
+
+    for done, (name, module) in enumerate(missing):
+        if progress is not None:
+            progress(done, len(missing))
+        codes[name, module] = code = compile_kernel(name, module)
+        if _kept(module):
+            folder.write(name, code)
+            folder.check(needed)
+    if progress is not None:
+        progress(len(missing), len(missing))
+    folder.tell(notice)
+    _spent.append(time.perf_counter() - began)
+    return codes
+
+
+@cache
+def _folder() -> ObjectFolder:
+    return ObjectFolder(key())
 
 
 @cache
@@ -72,43 +146,9 @@ def key() -> str:
     return digest.hexdigest()[:24]
 
 
-def folder() -> Path:
-    """The folder that holds the object code for this key; raises OSError where there is none."""
-    return cache_folder() / key()
-
-
-def _read(name: str) -> bytes | None:
-    """Object code of a kernel, or None where there is none or it is damaged."""
-    try:
-        content = (folder() / f"{name}.o").read_bytes()
-    except OSError:
-        return None
-    digest, code = content[:_DIGEST], content[_DIGEST:]
-    return code if _seal(name, code) == digest else None
-
-
-def _seal(name: str, code: bytes) -> bytes:
-    """A hash of a kernel's code and of its name, so that no file passes for another."""
-    return hashlib.sha256(name.encode() + b"\0" + code).digest()
-
-
 def _kept(module: str) -> bool:
     """Whether the folder keeps a module's kernels."""
     return module.startswith(f"{_PACKAGE}.")
-
-
-def _compile(name: str, module: str) -> bytes:
-    """Compile a kernel and keep it; a folder that cannot be written to costs the time again."""
-    from ..kernels.jit import compile_kernel
-
-    code = compile_kernel(name, module)
-    if not _kept(module):
-        return code
-    with contextlib.suppress(OSError, InvalidInput):
-        folder().mkdir(parents=True, exist_ok=True)
-        with replacing(folder() / f"{name}.o") as partial:
-            partial.write_bytes(_seal(name, code) + code)
-    return code
 
 
 def _load(code: bytes) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..kernels.formats.blocks import BlockFormat
-from ..kernels.linear import QUANTIZED_ACTIVATIONS
+from ..kernels.formats.blocks import QUANTIZED, BlockFormat
 from ..kernels.op import Weight, catalogue
 from ..models.graph import Buffer, Graph, Node, Value
 
@@ -13,19 +12,19 @@ from ..models.graph import Buffer, Graph, Node, Value
 def quantize_activations(graph: Graph, block_of: Callable[[Weight], BlockFormat]) -> list[Node]:
     """The graph's nodes, with rows that meet quantized matrices rounded to 8 bits once each."""
     quantize = catalogue()["quantize"]
-    rounded: dict[Value, Value] = {}
+    rounded: dict[tuple[Value, int], Value] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
         operands = dict(node.operands)
         for slot, operand in node.op.operands.items():
             matrix = operands[operand.against] if operand.against else None
-            if matrix is None or block_of(matrix) not in QUANTIZED_ACTIVATIONS:
+            if matrix is None or block_of(matrix) not in QUANTIZED:
                 continue
-            x = operands[slot]
-            if x not in rounded:
-                width = quantize.shape(x)
-                rounded[x] = Value(Buffer(width, x.buffer.outputs), 0, width)
-                nodes.append(Node(quantize, {"x": x}, {}, rounded[x]))
-            operands[slot] = rounded[x]
+            x, parts = operands[slot], node.attributes[operand.parts] if operand.parts else 1
+            if (x, parts) not in rounded:
+                width = quantize.shape(x, parts=parts)
+                rounded[x, parts] = Value(Buffer(width, x.buffer.outputs), 0, width)
+                nodes.append(Node(quantize, {"x": x}, {"parts": parts}, rounded[x, parts]))
+            operands[slot] = rounded[x, parts]
         nodes.append(Node(node.op, operands, node.attributes, node.out))
     return nodes

@@ -1,12 +1,18 @@
-"""What differs between operating systems: processors, giving them up, the cache folder."""
+"""What differs between operating systems: processors, the cache folder, locks, memory's peak."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
+import mmap
 import os
+import platform as machine
 import sys
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 
 def processors() -> int:
@@ -44,3 +50,58 @@ def yield_address() -> int:
     if sys.platform == "win32":
         return 0
     return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+
+
+def pages(nbytes: int) -> np.ndarray:
+    """Zeroed memory that begins a page, in large pages where the system has them: uint8."""
+    memory = mmap.mmap(-1, max(1, nbytes))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(memory, np.uint8, nbytes)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file for this process, unless another one has it; the lock ends with either.
+
+    Raises OSError where the file system has no locks.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        raise
+    return True
+
+
+def processor_name() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return machine.processor() or machine.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, machine.machine())
+
+
+def reset_peak() -> None:
+    """Let `peak_resident` count from now on, where the system can do that."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_resident() -> int | None:
+    """The most bytes of memory that this process has held, None where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM")), None)

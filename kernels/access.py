@@ -11,6 +11,7 @@ OPERANDS, FIELDS = table.OPERANDS, table.OPERAND_FIELDS
 ATTRIBUTES, ROWS, COUNTER = table.ATTRIBUTES, table.ROWS, table.COUNTER
 BASES, STATES, OFFSETS, SEQUENCES = table.BASES, table.STATES, table.OFFSETS, table.SEQUENCES
 COUNTERS, POSITIONS, DELAY = table.COUNTERS, table.POSITIONS, table.DELAY
+SCRATCH, SCRATCH_BYTES = table.SCRATCH, table.SCRATCH_BYTES
 PAGE_TABLES, PAGE_ROWS = table.PAGE_TABLES, table.PAGE_ROWS
 IDS_BASE, IDS_ADDRESS, OUTPUT_ADDRESS = table.IDS, table.IDS_ADDRESS, table.OUTPUT_ADDRESS
 
@@ -109,6 +110,12 @@ def sequence_of(context, row):
 def position(context, sequence):
     """Tokens that a sequence had read before this forward."""
     return i64(i64(context)[POSITIONS])[sequence]
+
+
+@inline
+def scratch_of(context, thread):
+    """Address of the memory that is a thread's own."""
+    return i64(context)[SCRATCH] + thread * i64(context)[SCRATCH_BYTES]
 
 
 @inline

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from .access import address, claim, indices, rows, stride, width
+from .access import address, claim, indices, rows, scratch_of, stride, width
+from .formats.panels import PANELS
 from .intrinsics import (
     LANES,
-    f16_at,
-    f32,
-    i8,
     i64,
     load_first,
     load_first_bf16,
@@ -17,10 +13,11 @@ from .intrinsics import (
     store_first,
 )  # fmt: skip
 from .jit import inline, kernel
+from .pack_cpu import PLACES
+from .panel_values import VALUES
 
 OUT, INDEX, WEIGHT = 0, 1, 2
 FLOAT = 4
-Q8_0_BLOCK, Q8_0_BYTES = 32, 34
 
 
 def _copy(load_lanes, element_bytes):
@@ -33,15 +30,6 @@ def _copy(load_lanes, element_bytes):
             )
 
     return copy
-
-
-@inline
-def _copy_q8_0(source, target, columns):
-    for block in range(columns // Q8_0_BLOCK):
-        at, values = source + Q8_0_BYTES * block, f32(target + FLOAT * Q8_0_BLOCK * block)
-        scale, bytes_ = f16_at(at), i8(at + 2)
-        for i in range(Q8_0_BLOCK):
-            values[i] = scale * np.float32(bytes_[i])
 
 
 def _embedding(name, copy):
@@ -59,14 +47,51 @@ def _embedding(name, copy):
             row = claim(op, context)
 
 
+def _quantized(name, panel):
+    """Rows of a quantized type, from panels or as the file has them."""
+    values, elements = VALUES[name]
+    place = PLACES[name]
+    source_bytes, panel_bytes = panel.source.nbytes, panel.stored.nbytes * LANES
+
+    @inline
+    def packed(weight, row_bytes, row, target, columns):
+        at = weight + row // LANES * row_bytes * LANES
+        for _ in range(columns // elements):
+            values(at, row % LANES, target)
+            at, target = at + panel_bytes, target + FLOAT * elements
+
+    @inline
+    def stored(weight, row_bytes, row, target, columns, scratch):
+        at = weight + row * row_bytes
+        for _ in range(columns // elements):
+            place(at, scratch, 0)
+            values(scratch, 0, target)
+            at, target = at + source_bytes, target + FLOAT * elements
+
+    @kernel(f"embedding.{name}_panel")
+    def from_panels(op, context, thread, threads):
+        ids, columns, row = i64(indices(op, context, INDEX)), width(op, OUT), claim(op, context)
+        while row < rows(op, context):
+            target = address(op, context, OUT) + row * stride(op, OUT)
+            packed(address(op, context, WEIGHT), stride(op, WEIGHT), ids[row], target, columns)
+            row = claim(op, context)
+
+    @kernel(f"embedding.{name}")
+    def from_rows(op, context, thread, threads):
+        ids, columns, row = i64(indices(op, context, INDEX)), width(op, OUT), claim(op, context)
+        weight, scratch = address(op, context, WEIGHT), scratch_of(context, thread)
+        while row < rows(op, context):
+            target = address(op, context, OUT) + row * stride(op, OUT)
+            stored(weight, stride(op, WEIGHT), ids[row], target, columns, scratch)
+            row = claim(op, context)
+
+
 _copy_f32 = _copy(load_first, 4)
-for _name, _function in (
-    ("f32", _copy_f32),
-    ("f16", _copy(load_first_f16, 2)),
-    ("bf16", _copy(load_first_bf16, 2)),
-    ("q8_0", _copy_q8_0),
-):
-    _embedding(_name, _function)
+_embedding("f32", _copy_f32)
+_embedding("f16", _copy(load_first_f16, 2))
+_embedding("bf16", _copy(load_first_bf16, 2))
+for _panel in PANELS.values():
+    _quantized(_panel.source.name.lower(), _panel)
 
 
 @kernel("select")

@@ -13,7 +13,8 @@ import numpy as np
 from .linear import dequantize, weight_type
 from .op import MATRIX, ROWS, Kind, Op, Operand, ShapeError, Weight, expect
 
-_ROUNDED = Operand(Kind.ROWS, against="weight")
+_ROWS = Operand(Kind.ROWS, against="weight")
+_PARTS = Operand(Kind.ROWS, against="weight", parts="used")
 
 
 def route_shape(scores: Any, *, used: int) -> int:
@@ -77,16 +78,17 @@ def expert_sum(
 ) -> np.ndarray:
     """The sum of strength_e W_e x_e over the chosen experts, added up from the best one down.
 
-    x: (T, used * K) float32, or what `quantize` makes of it. routes: (T, 2 * used). weight:
+    x: (T, used * K) float32, or what `quantize` makes of its parts. routes: (T, 2 * used). weight:
     (experts, width, K). Returns (T, width).
     """
-    weight = weight.reshape(experts, width, -1)
-    if x.shape[1] != used * weight.shape[2]:
-        x = dequantize(x)
-    parts, out = x.reshape(len(x), used, -1), np.zeros((len(x), width), np.float32)
+    weight, out = weight.reshape(experts, width, -1), np.zeros((len(x), width), np.float32)
+    parts = x.reshape(len(x) * used, -1)
+    if parts.shape[1] != weight.shape[2]:
+        parts = dequantize(parts)
+    vectors = parts.reshape(len(x), used, -1)
     for t, choice in enumerate(routes):
         for rank in range(used):
-            out[t] += choice[used + rank] * (weight[int(choice[rank])] @ parts[t, rank])
+            out[t] += choice[used + rank] * (weight[int(choice[rank])] @ vectors[t, rank])
     return out
 
 
@@ -94,7 +96,7 @@ OPS = (
     Op("route", {"scores": ROWS}, route_shape, route, ("used",)),
     Op(
         "expert_linear",
-        {"x": _ROUNDED, "routes": ROWS, "weight": MATRIX},
+        {"x": _ROWS, "routes": ROWS, "weight": MATRIX},
         expert_linear_shape,
         expert_linear,
         ("width", "used"),
@@ -102,7 +104,7 @@ OPS = (
     ),
     Op(
         "expert_sum",
-        {"x": _ROUNDED, "routes": ROWS, "weight": MATRIX},
+        {"x": _PARTS, "routes": ROWS, "weight": MATRIX},
         expert_sum_shape,
         expert_sum,
         ("width", "used"),

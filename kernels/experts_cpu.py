@@ -1,43 +1,26 @@
-"""Numba kernels of `experts.py`: threads take blocks of the matrices' rows, as they are stored.
+"""Numba kernels of `experts.py`: threads take units of 16 rows of the matrices.
 
-Only rows of chosen experts are read. A product is one sum over 16 lanes in the order of the row,
-which ends in a fixed tree.
+Only rows of chosen experts are read; they are multiplied as `linear` does it with a single token.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .access import address, claim, integer, rows, stride, width
+from . import panel_products, row_products
+from .access import address, claim, integer, rows, scratch_of, stride, width
 from .elementary import exp
-from .intrinsics import (
-    LANES,
-    dot_bytes,
-    f16_at,
-    f32,
-    fma,
-    load,
-    load_bf16,
-    load_f16,
-    load_first,
-    load_first_bf16,
-    load_first_f16,
-    splat,
-    store_first,
-    sum_lanes,
-)
+from .formats.panels import PANELS
+from .intrinsics import LANES, f32, fma, load, load_first, splat, stack, store_first, sum_lanes
 from .jit import inline, kernel
-from .linear import BLOCK, quantized_width
+from .linear_cpu import as_stored, packed
 
 OUT, X, ROUTES, WEIGHT = 0, 1, 2, 3
 SCORES = 1
 FLOAT = 4
-#: Rows of each chosen matrix that a thread takes at a time.
-ROWS_A_BLOCK = 8
-Q8_0_BYTES = 34
-#: Bytes that `quantize` adds for a block; its scale comes first.
-RECORD = FLOAT * quantized_width(BLOCK) - BLOCK
 ZERO = np.float32(0)
+
+sixteen_floats = stack(LANES)
 
 
 @inline
@@ -83,77 +66,69 @@ def route(op, context, thread, threads):
         row = claim(op, context)
 
 
-def _floats(load_weight, load_first_weight, element_bytes):
-    @inline
-    def dot(weight, x, rank, ranks, columns):
-        """A weight row times part `rank` of the `ranks` that a row of x holds."""
-        total = splat(ZERO)
-        x = x + FLOAT * rank * columns
-        whole = columns // LANES * LANES
-        for column in range(0, whole, LANES):
-            factor = load_weight(weight + element_bytes * column)
-            total = fma(factor, load(x + FLOAT * column), total)
-        if whole < columns:
-            lanes = columns - whole
-            factor = load_first_weight(weight + element_bytes * whole, lanes)
-            total = fma(factor, load_first(x + FLOAT * whole, lanes), total)
-        return sum_lanes(total)
-
-    return dot
-
-
 @inline
-def _q8_0(weight, x, rank, ranks, columns):
-    """The same of rounded rows: all bytes of the row come first, then the records of all blocks."""
-    total, first = splat(ZERO), rank * columns // BLOCK
-    records = x + ranks * columns
-    for block in range(columns // BLOCK):
-        at = weight + Q8_0_BYTES * block
-        scale = f16_at(at) * f32(records + RECORD * (first + block))[0]
-        total = fma(dot_bytes(at + 2, x + BLOCK * (first + block)), splat(scale), total)
-    return sum_lanes(total)
+def add_scaled(values, strength, target, lanes):
+    """target += strength * values, of the first `lanes`."""
+    total = fma(load(values), splat(strength), load_first(target, lanes))
+    store_first(target, total, lanes)
 
 
-def _experts(name, dot):
+def _experts(name, product, ready, panel_rows):
+    """`panel_rows`: a matrix's rows are filled up to a multiple of these."""
+    one = product(1)
+
+    @inline
+    def unit(op, context, thread, expert, first, lanes, outputs, x, out):
+        """out = the rows of an expert's matrix from `first` on, times x."""
+        row_bytes = stride(op, WEIGHT)
+        row = expert * ((outputs + panel_rows - 1) // panel_rows * panel_rows) + first
+        weight = address(op, context, WEIGHT) + row * row_bytes
+        weight = ready(weight, row_bytes, scratch_of(context, thread), lanes)
+        one(weight, row_bytes, x, 0, width(op, WEIGHT), out, 0, 0, lanes)
+
     @kernel(f"expert_linear.{name}")
     def expert_linear(op, context, thread, threads):
-        outputs, used, columns = integer(op, 0), integer(op, 1), width(op, WEIGHT)
-        block = claim(op, context)
-        while block * ROWS_A_BLOCK < outputs:
+        outputs, used = integer(op, 0), integer(op, 1)
+        first = LANES * claim(op, context)
+        while first < outputs:
+            lanes = min(LANES, outputs - first)
             for row in range(rows(op, context)):
                 x = address(op, context, X) + row * stride(op, X)
                 chosen = f32(address(op, context, ROUTES) + row * stride(op, ROUTES))
-                out = f32(address(op, context, OUT) + row * stride(op, OUT))
+                out = address(op, context, OUT) + row * stride(op, OUT)
                 for rank in range(used):
-                    first = np.int64(chosen[rank]) * outputs
-                    for i in range(block * ROWS_A_BLOCK, min(outputs, (block + 1) * ROWS_A_BLOCK)):
-                        weight = address(op, context, WEIGHT) + (first + i) * stride(op, WEIGHT)
-                        out[rank * outputs + i] = dot(weight, x, 0, 1, columns)
-            block = claim(op, context)
+                    target = out + FLOAT * (rank * outputs + first)
+                    unit(
+                        op, context, thread, np.int64(chosen[rank]), first, lanes, outputs, x,
+                        target,
+                    )  # fmt: skip
+            first = LANES * claim(op, context)
 
     @kernel(f"expert_sum.{name}")
     def expert_sum(op, context, thread, threads):
-        outputs, used, columns = integer(op, 0), integer(op, 1), width(op, WEIGHT)
-        block = claim(op, context)
-        while block * ROWS_A_BLOCK < outputs:
+        outputs, used, products = integer(op, 0), integer(op, 1), sixteen_floats()
+        part = FLOAT * (width(op, X) // used)
+        first = LANES * claim(op, context)
+        while first < outputs:
+            lanes = min(LANES, outputs - first)
             for row in range(rows(op, context)):
                 x = address(op, context, X) + row * stride(op, X)
                 chosen = f32(address(op, context, ROUTES) + row * stride(op, ROUTES))
-                out = f32(address(op, context, OUT) + row * stride(op, OUT))
-                for i in range(block * ROWS_A_BLOCK, min(outputs, (block + 1) * ROWS_A_BLOCK)):
-                    total = ZERO
-                    for rank in range(used):
-                        at = (np.int64(chosen[rank]) * outputs + i) * stride(op, WEIGHT)
-                        product = dot(address(op, context, WEIGHT) + at, x, rank, used, columns)
-                        total += chosen[used + rank] * product
-                    out[i] = total
-            block = claim(op, context)
+                out = address(op, context, OUT) + row * stride(op, OUT) + FLOAT * first
+                store_first(out, splat(ZERO), lanes)
+                for rank in range(used):
+                    unit(
+                        op, context, thread, np.int64(chosen[rank]), first, lanes, outputs,
+                        x + rank * part, products,
+                    )  # fmt: skip
+                    add_scaled(products, chosen[used + rank], out, lanes)
+            first = LANES * claim(op, context)
 
 
-for _name, _dot in (
-    ("f32", _floats(load, load_first, 4)),
-    ("f16", _floats(load_f16, load_first_f16, 2)),
-    ("bf16", _floats(load_bf16, load_first_bf16, 2)),
-    ("q8_0", _q8_0),
-):
-    _experts(_name, _dot)
+for _name, _product in row_products.PRODUCTS.items():
+    _experts(_name, _product, as_stored, 1)
+for _panel in PANELS.values():
+    _name = _panel.source.name.lower()
+    _product = panel_products.PRODUCTS[_name]
+    _experts(_name, _product, packed(_name, _panel), 1)
+    _experts(f"{_name}_panel", _product, as_stored, LANES)

@@ -7,6 +7,7 @@ that the tail of a row goes through the same instructions as its body and comes 
 from __future__ import annotations
 
 import operator
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -14,6 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import models, register_model
 
+from .isa import isa
 from .jit import intrinsic, overload
 
 LANES = 16
@@ -40,6 +42,11 @@ class _VectorModel(models.PrimitiveModel):
 
 def _lanes(element: ir.Type, count: int = LANES) -> ir.VectorType:
     return ir.VectorType(element, count)
+
+
+def _bits(value: int) -> ir.Constant:
+    """16 copies of a whole number."""
+    return ir.Constant(_lanes(_I32), [value] * LANES)
 
 
 def call_llvm(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
@@ -74,10 +81,12 @@ def _view(numba_type, element):
     return view
 
 
-f32, i64, i8, f64 = (
+f32, i64, i32, i16, i8, f64 = (
     _view(kind, element)
     for kind, element in (
-        (types.float32, _F32), (types.int64, _I64), (types.int8, _I8), (types.float64, _F64),
+        (types.float32, _F32), (types.int64, _I64), (types.int32, _I32),
+        (types.int16, _I16), (types.int8, _I8),
+        (types.float64, _F64),
     )
 )  # fmt: skip
 
@@ -87,8 +96,13 @@ def f16_at(_typing, address):
     """The half at an address, as float32."""
 
     def emit(context, builder, signature, args):
-        value = builder.load(pointer_to(builder, args[0], _F16), align=1)
-        return builder.fpext(value, _F32)
+        pointer = pointer_to(builder, args[0], _F16)
+        if isa().f16c:
+            return builder.fpext(builder.load(pointer, align=1), _F32)
+        first = builder.insert_element(
+            ir.Constant(_lanes(_F16), None), builder.load(pointer, align=1), _I32(0)
+        )
+        return builder.extract_element(_widen_f16(builder, first), _I32(0))
 
     return types.float32(types.int64), emit
 
@@ -96,7 +110,20 @@ def f16_at(_typing, address):
 # ---- vectors
 
 
-def _first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
+@intrinsic
+def prefetch(_typing, address):
+    """Ask for the cache line at an address, which need not be mapped."""
+
+    def emit(context, builder, signature, args):
+        pointer = pointer_to(builder, args[0], _I8)
+        # To read, to be kept in every cache, data.
+        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, _I32(0), _I32(3), _I32(1))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), emit
+
+
+def first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
     """A mask of the first `count` lanes."""
     numbers = ir.Constant(_lanes(_I32), list(range(LANES)))
     return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, _I32)))
@@ -105,14 +132,29 @@ def _first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
 def _masked_load(builder, address, element, name, count):
     vector = _lanes(element)
     pointer = pointer_to(builder, address, vector)
-    zero, mask = ir.Constant(vector, None), _first_lanes(builder, count)
+    zero, mask = ir.Constant(vector, None), first_lanes(builder, count)
     return call_llvm(
         builder, f"llvm.masked.load.v16{name}.p0", vector, pointer, _I32(1), mask, zero
     )
 
 
 def _widen_f16(builder, half):
-    return builder.fpext(half, _lanes(_F32))
+    """Halves as floats; without the instruction for it, by moving their bits."""
+    if isa().f16c:
+        return builder.fpext(half, _lanes(_F32))
+    bits = builder.zext(builder.bitcast(half, _lanes(_I16)), _lanes(_I32))
+    sign = builder.shl(builder.and_(bits, _bits(0x8000)), _bits(16))
+    magnitude = builder.and_(bits, _bits(0x7FFF))
+    # Another bias of the exponent; infinity's and NaN's is moved to the top.
+    shifted = builder.add(builder.shl(magnitude, _bits(13)), _bits(112 << 23))
+    huge = builder.icmp_unsigned(">=", magnitude, _bits(0x7C00))
+    normal = builder.select(huge, builder.add(shifted, _bits(112 << 23)), shifted)
+    tiny = builder.fmul(
+        builder.sitofp(magnitude, _lanes(_F32)), ir.Constant(_lanes(_F32), [2.0**-24] * LANES)
+    )
+    small = builder.icmp_unsigned("<", magnitude, _bits(0x0400))
+    value = builder.select(small, builder.bitcast(tiny, _lanes(_I32)), normal)
+    return builder.bitcast(builder.or_(value, sign), _lanes(_F32))
 
 
 def _widen_bf16(builder, bits):
@@ -153,7 +195,7 @@ def store_first(_typing, address, vector, count):
 
     def emit(context, builder, signature, args):
         address, vector, count = args
-        pointer, mask = pointer_to(builder, address, vector.type), _first_lanes(builder, count)
+        pointer, mask = pointer_to(builder, address, vector.type), first_lanes(builder, count)
         call_llvm(
             builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), vector, pointer, _I32(1), mask
         )
@@ -170,6 +212,13 @@ def splat(_typing, value):
         return _splat(builder, args[0])
 
     return f32x16(types.float32), emit
+
+
+def emit_fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """a * b + c, rounded once; twice where the instruction set has no such instruction."""
+    if isa().fma:
+        return call_llvm(builder, "llvm.fma.v16f32", a.type, a, b, c)
+    return builder.fadd(builder.fmul(a, b), c)
 
 
 def _lanewise(emit_lanes, arity):
@@ -202,7 +251,7 @@ _add = _lanewise(lambda builder, a, b: builder.fadd(a, b), 2)
 _sub = _lanewise(lambda builder, a, b: builder.fsub(a, b), 2)
 _mul = _lanewise(lambda builder, a, b: builder.fmul(a, b), 2)
 _div = _lanewise(lambda builder, a, b: builder.fdiv(a, b), 2)
-fma = _lanewise(lambda builder, *abc: call_llvm(builder, "llvm.fma.v16f32", abc[0].type, *abc), 3)
+fma = _lanewise(emit_fma, 3)
 absolute = _lanewise(lambda builder, a: call_llvm(builder, "llvm.fabs.v16f32", a.type, a), 1)
 nearest = _lanewise(lambda builder, a: call_llvm(builder, "llvm.rint.v16f32", a.type, a), 1)
 
@@ -241,7 +290,7 @@ for _symbol, _function in (
     _operator(_symbol, _function)
 
 
-def _fold(builder: ir.IRBuilder, vector: ir.Value, combine) -> ir.Value:
+def fold(builder: ir.IRBuilder, vector: ir.Value, combine) -> ir.Value:
     """Combine lanes i and i + half, again and again: a tree whose shape never changes."""
     count = LANES
     while count > 1:
@@ -252,7 +301,7 @@ def _fold(builder: ir.IRBuilder, vector: ir.Value, combine) -> ir.Value:
             )
             for start in (0, count)
         )
-        vector = combine(builder, low, high)
+        vector = combine(low, high)
     return builder.extract_element(vector, _I32(0))
 
 
@@ -268,7 +317,7 @@ def _reduction(combine):
     @intrinsic
     def reduce(_typing, vector):
         def emit(context, builder, signature, args):
-            return _fold(builder, args[0], combine)
+            return fold(builder, args[0], partial(combine, builder))
 
         return types.float32(f32x16), emit
 
@@ -277,31 +326,6 @@ def _reduction(combine):
 
 sum_lanes = _reduction(lambda builder, a, b: builder.fadd(a, b))
 max_lanes = _reduction(_maximum)
-
-
-@intrinsic
-def dot_bytes(_typing, a, b):
-    """Products of 32 signed bytes each, summed in pairs (i, i + 16): exact, as 16 floats."""
-
-    def emit(context, builder, signature, args):
-        bytes32, words32 = _lanes(_I8, 32), _lanes(_I16, 32)
-        a, b = (
-            builder.sext(builder.load(pointer_to(builder, address, bytes32), align=1), words32)
-            for address in args
-        )
-        product = builder.mul(a, b)
-        low, high = (
-            builder.sext(
-                builder.shuffle_vector(
-                    product, product, ir.Constant(_lanes(_I32), list(range(start, start + 16)))
-                ),
-                _lanes(_I32),
-            )
-            for start in (0, LANES)
-        )
-        return builder.sitofp(builder.add(low, high), _lanes(_F32))
-
-    return f32x16(types.int64, types.int64), emit
 
 
 @intrinsic
@@ -339,10 +363,6 @@ def _float_bits(part):
         return f32x16(f32x16), emit
 
     return function
-
-
-def _bits(value: int) -> ir.Constant:
-    return ir.Constant(_lanes(_I32), [value] * LANES)
 
 
 #: The exponent e and the mantissa m in [0.5, 1) of positive numbers x = m 2**e.

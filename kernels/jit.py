@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -16,6 +17,7 @@ from llvmlite import ir
 from numba import extending, types
 from numba.core.compiler_lock import global_compiler_lock
 
+from .isa import isa
 from .table import SYMBOL
 
 # Their own annotations describe what is compiled, not what a caller passes.
@@ -44,6 +46,17 @@ def kernel(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return register
 
 
+def all_kernels() -> list[tuple[str, str]]:
+    """Every kernel of this package as (name, module)."""
+    for file in sorted(Path(__file__).parent.glob("*_cpu.py")):
+        importlib.import_module(f".{file.stem}", __package__)
+    return sorted(
+        (name, function.__module__)
+        for name, function in _KERNELS.items()
+        if function.__module__.rpartition(".")[0] == __package__
+    )
+
+
 def inline(function: Callable[..., Any]) -> Any:
     """A helper that kernels call; LLVM inlines it."""
     return numba.njit(forceinline=True, **_OPTIONS)(function)
@@ -54,6 +67,8 @@ def compile_kernel(name: str, module: str) -> bytes:
 
     The object defines SYMBOL as a C function of four int64. Raises KeyError for an unknown kernel.
     """
+    settings: Any = numba.config
+    settings.CPU_NAME, settings.CPU_FEATURES = isa().cpu, isa().features
     importlib.import_module(module)
     with global_compiler_lock:
         compiled: Any = numba.njit(SIGNATURE, **_OPTIONS)(_KERNELS[name]).overloads[SIGNATURE.args]

@@ -1,7 +1,7 @@
 """Matrix products with weights as they are stored.
 
-A Q8_0 weight meets activations rounded to 8 bits in blocks of 32, once per input; the definition
-rounds them exactly as the kernel does, so that the two differ only by the order of a sum.
+A quantized weight meets activations rounded to 8 bits in blocks of 32, once per input; the
+definition rounds them as the kernel does, so that the two differ only by the order of a sum.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from .formats.blocks import Q8_0
 from .op import MATRIX, OPTIONAL_VECTOR, ROWS, Kind, Op, Operand, ShapeError, Weight, expect
 
 BLOCK = 32
+#: Bytes of what a kernel is told of a block of activations; see `quantize`.
+RECORD = 16
 
 
 def weight_type(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
@@ -45,34 +46,49 @@ def linear(
 
 
 def quantized_width(width: int) -> int:
-    """Float32 slots of a quantized row: a byte a value, then a scale a block."""
-    return width // 4 + width // BLOCK
+    """Float32 slots of a quantized row: a byte a value, then a record a block."""
+    return width // 4 + width // BLOCK * RECORD // 4
 
 
-def quantize_shape(x: Any) -> int:
-    if x.width % BLOCK:
-        raise ShapeError(f"a row of {x.width} values does not divide into Q8_0 blocks of {BLOCK}")
+def quantize_shape(x: Any, *, parts: int = 1) -> int:
+    if x.width % (BLOCK * parts):
+        raise ShapeError(
+            f"a row of {x.width} values in {parts} parts does not divide into blocks of {BLOCK}"
+        )
     return quantized_width(x.width)
 
 
-def quantize(x: np.ndarray) -> np.ndarray:
+def quantize(x: np.ndarray, *, parts: int = 1) -> np.ndarray:
     """Round rows to blocks of 32 signed bytes with one float32 scale each, max |x| / 127.
 
-    x: (T, K) float32. Returns (T, quantized_width(K)) float32 slots: K bytes, then K / 32 scales.
-    Values are rounded to the nearest, ties to even.
+    x: (T, K) float32. Returns (T, quantized_width(K)) float32 slots: K bytes, then a record of 16
+    bytes a block: the scale and the sum of the 32 bytes as float32, and -32 times the sums of its
+    halves as int32. Values are rounded to the nearest, ties to even. With `parts`, this goes for
+    each part of a row by itself, one behind the other.
     """
+    count = len(x)
+    x = x.reshape(count * parts, x.shape[1] // parts)
     blocks = x.reshape(len(x), x.shape[1] // BLOCK, BLOCK)
     largest = np.abs(blocks).max(axis=2)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    q = np.rint(blocks * inverse[..., None]).astype(np.int8).reshape(x.shape)
-    return np.concatenate([q.view(np.float32), largest * np.float32(1 / 127)], axis=1)
+    q = np.rint(blocks * inverse[..., None]).astype(np.int8)
+    halves = q.reshape(*q.shape[:2], 2, BLOCK // 2).sum(axis=3, dtype=np.int32)
+    records = np.empty((*q.shape[:2], RECORD // 4), np.float32)
+    records[..., 0] = largest * np.float32(1 / 127)
+    records[..., 1] = halves.sum(axis=2)
+    records[..., 2:] = (-32 * halves).view(np.float32)
+    width = blocks.shape[1] * (RECORD // 4)
+    both = [q.reshape(x.shape).view(np.float32), records.reshape(len(x), width)]
+    return np.concatenate(both, axis=1).reshape(count, parts * quantized_width(x.shape[1]))
 
 
 def dequantize(slots: np.ndarray) -> np.ndarray:
     """The values that `quantize` kept: (T, quantized_width(K)) -> (T, K) float32."""
-    count = slots.shape[1] // (BLOCK // 4 + 1)
-    q = np.ascontiguousarray(slots[:, :-count]).view(np.int8).reshape(len(slots), count, BLOCK)
-    return (q * slots[:, -count:, None]).reshape(len(slots), count * BLOCK)
+    blocks = slots.shape[1] // ((BLOCK + RECORD) // 4)
+    columns = blocks * BLOCK // 4
+    q = np.ascontiguousarray(slots[:, :columns]).view(np.int8).reshape(len(slots), blocks, BLOCK)
+    scales = slots[:, columns:].reshape(len(slots), blocks, RECORD // 4)[..., :1]
+    return (q * scales).reshape(len(slots), blocks * BLOCK)
 
 
 OPS = (
@@ -84,8 +100,5 @@ OPS = (
         ("width",),
         weight_type,
     ),
-    Op("quantize", {"x": ROWS}, quantize_shape, quantize),
+    Op("quantize", {"x": ROWS}, quantize_shape, quantize, ("parts",)),
 )
-
-#: Weight types whose kernel reads activations through `quantize`.
-QUANTIZED_ACTIVATIONS = frozenset({Q8_0})

@@ -1,122 +1,75 @@
-"""Numba kernels of `linear.py`: blocks of weight rows, each row kept in the cache for all tokens.
-
-A sum runs over 16 lanes in the order of the row and ends in a fixed tree, for one token as for
-four at a time; so a row's bits do not depend on how many came with it.
-"""
+"""Numba kernels of `linear.py`: threads claim weight rows, 16 at a time, which stay in the cache
+while all tokens pass over them."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .access import address, claim, present, rows, stride, width
+from . import panel_products, row_products
+from .access import address, claim, integer, present, rows, scratch_of, stride, width
+from .formats.panels import PANELS
 from .intrinsics import (
     LANES,
     absolute,
-    dot_bytes,
-    f16_at,
     f32,
-    fma,
+    i32,
     load,
-    load_bf16,
-    load_f16,
-    load_first,
-    load_first_bf16,
-    load_first_f16,
     max_lanes,
     maximum,
-    splat,
+    nearest,
     store_bytes,
     sum_lanes,
-)  # fmt: skip
+)
 from .jit import inline, kernel
-from .linear import BLOCK
+from .linear import BLOCK, RECORD
+from .pack_cpu import packer
 
 OUT, X, WEIGHT, BIAS = 0, 1, 2, 3
 FLOAT = 4
-TOKENS = 4
-ROWS_A_BLOCK = 32
-Q8_0_BYTES = 34
+#: Tokens that meet a weight at once.
+MANY, SOME = 8, 4
+#: Units of 16 rows that a thread claims at a time, where there are enough for all.
+GROUP = 4
 ZERO, BYTE_MAX, BYTE_INVERSE = np.float32(0), np.float32(127), np.float32(1 / 127)
 
 
-def _float_dots(load_weight, load_first_weight, element_bytes):
-    """Dot products of a float weight row with four rows of x, and with one."""
+@inline
+def as_stored(weight, row_bytes, scratch, lanes):
+    """Weights that are multiplied where they lie."""
+    return weight
+
+
+def packed(name, panel):
+    """Weights that are packed into a panel first, which is then in the cache for all tokens."""
+    pack_rows = packer(name, panel)
 
     @inline
-    def four(weight, x, step, columns):
-        a, b, c, d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
-        whole = columns // LANES * LANES
-        for column in range(0, whole, LANES):
-            w, at = load_weight(weight + element_bytes * column), x + FLOAT * column
-            a, b = fma(w, load(at), a), fma(w, load(at + step), b)
-            c, d = fma(w, load(at + 2 * step), c), fma(w, load(at + 3 * step), d)
-        if whole < columns:
-            lanes, at = columns - whole, x + FLOAT * whole
-            w = load_first_weight(weight + element_bytes * whole, lanes)
-            a, b = fma(w, load_first(at, lanes), a), fma(w, load_first(at + step, lanes), b)
-            c, d = (
-                fma(w, load_first(at + 2 * step, lanes), c),
-                fma(w, load_first(at + 3 * step, lanes), d),
-            )
-        return sum_lanes(a), sum_lanes(b), sum_lanes(c), sum_lanes(d)
+    def ready(weight, row_bytes, scratch, lanes):
+        pack_rows(weight, row_bytes, scratch, lanes)
+        return scratch
+
+    return ready
+
+
+def _linear(name, product, ready):
+    many, some, one = product(MANY), product(SOME), product(1)
 
     @inline
-    def one(weight, x, columns):
-        total = splat(ZERO)
-        whole = columns // LANES * LANES
-        for column in range(0, whole, LANES):
-            total = fma(
-                load_weight(weight + element_bytes * column), load(x + FLOAT * column), total
-            )
-        if whole < columns:
-            lanes = columns - whole
-            w = load_first_weight(weight + element_bytes * whole, lanes)
-            total = fma(w, load_first(x + FLOAT * whole, lanes), total)
-        return sum_lanes(total)
-
-    return four, one
-
-
-@inline
-def _block_product(weight, x, scales, block, total):
-    """Add one block's products, scaled, to 16 lane sums."""
-    at = weight + Q8_0_BYTES * block
-    scale = f16_at(at) * f32(scales)[block]
-    return fma(dot_bytes(at + 2, x + BLOCK * block), splat(scale), total)
-
-
-@inline
-def _four_q8_0(weight, x, step, columns):
-    a, b, c, d = splat(ZERO), splat(ZERO), splat(ZERO), splat(ZERO)
-    for block in range(columns // BLOCK):
-        a = _block_product(weight, x, x + columns, block, a)
-        b = _block_product(weight, x + step, x + step + columns, block, b)
-        c = _block_product(weight, x + 2 * step, x + 2 * step + columns, block, c)
-        d = _block_product(weight, x + 3 * step, x + 3 * step + columns, block, d)
-    return sum_lanes(a), sum_lanes(b), sum_lanes(c), sum_lanes(d)
-
-
-@inline
-def _one_q8_0(weight, x, columns):
-    total = splat(ZERO)
-    for block in range(columns // BLOCK):
-        total = _block_product(weight, x, x + columns, block, total)
-    return sum_lanes(total)
-
-
-def _linear(name, four, one):
-    @inline
-    def weight_row(weight, columns, x, x_step, out, out_step, bias, count):
-        """One output column: a weight row against all rows of x."""
-        whole = count // TOKENS * TOKENS
-        for row in range(0, whole, TOKENS):
-            a, b, c, d = four(weight, x + row * x_step, x_step, columns)
-            f32(out + row * out_step)[0] = a + bias
-            f32(out + (row + 1) * out_step)[0] = b + bias
-            f32(out + (row + 2) * out_step)[0] = c + bias
-            f32(out + (row + 3) * out_step)[0] = d + bias
-        for row in range(whole, count):
-            f32(out + row * out_step)[0] = one(weight, x + row * x_step, columns) + bias
+    def unit(weight, row_bytes, x, step, columns, out, out_step, bias, lanes, count):
+        """16 rows of the weight, or the last few, against all tokens."""
+        row = 0
+        while row + MANY <= count:
+            at, to = x + row * step, out + row * out_step
+            many(weight, row_bytes, at, step, columns, to, out_step, bias, lanes)
+            row += MANY
+        while row + SOME <= count:
+            at, to = x + row * step, out + row * out_step
+            some(weight, row_bytes, at, step, columns, to, out_step, bias, lanes)
+            row += SOME
+        while row < count:
+            at, to = x + row * step, out + row * out_step
+            one(weight, row_bytes, at, step, columns, to, out_step, bias, lanes)
+            row += 1
 
     @kernel(f"linear.{name}")
     def linear(op, context, thread, threads):
@@ -127,40 +80,53 @@ def _linear(name, four, one):
         )
         outputs, columns, count = width(op, OUT), width(op, WEIGHT), rows(op, context)
         bias = address(op, context, BIAS) if present(op, BIAS) else 0
+        units, row_bytes = (outputs + LANES - 1) // LANES, stride(op, WEIGHT)
+        group = GROUP if units >= 4 * GROUP * threads else 1
         block = claim(op, context)
-        while block * ROWS_A_BLOCK < outputs:
-            for column in range(block * ROWS_A_BLOCK, min(outputs, (block + 1) * ROWS_A_BLOCK)):
-                addend = f32(bias)[column] if bias != 0 else ZERO
-                weight_row(
-                    weight + column * stride(op, WEIGHT), columns, x, stride(op, X),
-                    out + FLOAT * column, stride(op, OUT), addend, count,
+        while block * group < units:
+            for index in range(block * group, min(units, (block + 1) * group)):
+                first = LANES * index
+                lanes, source = min(LANES, outputs - first), weight + first * row_bytes
+                source = ready(source, row_bytes, scratch_of(context, thread), lanes)
+                unit(
+                    source, row_bytes, x, stride(op, X), columns, out + FLOAT * first,
+                    stride(op, OUT), bias + FLOAT * first if bias != 0 else 0, lanes, count,
                 )  # fmt: skip
             block = claim(op, context)
 
 
-_linear("f32", *_float_dots(load, load_first, 4))
-_linear("f16", *_float_dots(load_f16, load_first_f16, 2))
-_linear("bf16", *_float_dots(load_bf16, load_first_bf16, 2))
-_linear("q8_0", _four_q8_0, _one_q8_0)
+for _name, _product in row_products.PRODUCTS.items():
+    _linear(_name, _product, as_stored)
+for _panel in PANELS.values():
+    _name = _panel.source.name.lower()
+    _product = panel_products.PRODUCTS[_name]
+    _linear(_name, _product, packed(_name, _panel))
+    _linear(f"{_name}_panel", _product, as_stored)
 
 
 @kernel("quantize")
 def quantize(op, context, thread, threads):
-    out, x, columns, count = (
-        address(op, context, 0),
-        address(op, context, 1),
-        width(op, 1),
-        rows(op, context),
-    )
-    row = claim(op, context)
-    while row < count:
-        target, source = out + row * stride(op, 0), x + row * stride(op, 1)
-        for block in range(columns // BLOCK):
-            at = source + FLOAT * BLOCK * block
-            low, high = load(at), load(at + FLOAT * LANES)
+    parts = integer(op, 0)
+    columns = width(op, 1) // parts
+    block = claim(op, context)
+    while block < rows(op, context) * parts:
+        row, part = block // parts, block % parts
+        target = (
+            address(op, context, 0) + row * stride(op, 0) + part * FLOAT * (width(op, 0) // parts)
+        )
+        source = address(op, context, 1) + row * stride(op, 1) + part * FLOAT * columns
+        record = target + columns
+        for _ in range(columns // BLOCK):
+            low, high = load(source), load(source + FLOAT * LANES)
             largest = max_lanes(maximum(absolute(low), absolute(high)))
             inverse = BYTE_MAX / largest if largest > ZERO else ZERO
-            store_bytes(target + BLOCK * block, low * inverse)
-            store_bytes(target + BLOCK * block + LANES, high * inverse)
-            f32(target + columns)[block] = largest * BYTE_INVERSE
-        row = claim(op, context)
+            low, high = nearest(low * inverse), nearest(high * inverse)
+            store_bytes(target, low)
+            store_bytes(target + LANES, high)
+            low_sum, high_sum = sum_lanes(low), sum_lanes(high)
+            f32(record)[0] = largest * BYTE_INVERSE
+            f32(record)[1] = low_sum + high_sum
+            i32(record)[2] = np.int32(-32) * np.int32(low_sum)
+            i32(record)[3] = np.int32(-32) * np.int32(high_sum)
+            source, target, record = source + FLOAT * BLOCK, target + BLOCK, record + RECORD
+        block = claim(op, context)

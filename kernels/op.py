@@ -48,12 +48,14 @@ class Operand:
     pack     rearranges a weight once, when the model is loaded
     against  of rows: the slot of the matrix they are multiplied with. Where its type wants rounded
              activations, the kernel is given what `quantize` makes of the rows
+    parts    of such rows: the attribute that says how many parts of them are rounded by themselves
     """
 
     kind: Kind
     optional: bool = False
     pack: Callable[[np.ndarray], np.ndarray] | None = None
     against: str | None = None
+    parts: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

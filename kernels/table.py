@@ -22,6 +22,14 @@ ATTRIBUTES = OPERANDS + OPERAND_FIELDS * MAX_OPERANDS
 MAX_ATTRIBUTES = 12
 RECORD = ATTRIBUTES + MAX_ATTRIBUTES
 
+# What a record of packing holds in place of operands; see pack_cpu.py.
+PACK_SOURCE = OPERANDS  # address of the matrices, rows one after another
+PACK_TARGET = OPERANDS + 1  # address of the panels
+PACK_ROWS = OPERANDS + 2  # rows of one matrix
+PACK_PANELS_EACH = OPERANDS + 3  # panels of one matrix
+PACK_PANELS = OPERANDS + 4  # panels in all
+PACK_BLOCKS = OPERANDS + 5  # superblocks of a row
+
 # Bases. From WEIGHTS up each mapped file or converted tensor is one base.
 ABSENT, STATE, PAGES, IDS, OUTPUTS = -1, -2, -3, -4, -5
 ARENA, LOGITS, WEIGHTS = 0, 1, 2
@@ -44,4 +52,6 @@ BARRIER = 13  # address of the arrivals counter, zero at the start of a call
 CANCEL = 14  # address of the cancel flag
 YIELD = 15  # address of a function that gives up the processor, or 0
 DELAY = 16  # 0, or the seed of random pauses before ops and blocks (a test of barriers)
+SCRATCH = 17  # address of every thread's own scratch memory, one after another
+SCRATCH_BYTES = 18  # bytes each thread has there
 CONTEXT = 32

@@ -26,6 +26,20 @@ from keelback.models.graph import Graph
 GAP = 3
 
 
+def encoded(values: np.ndarray, block: blocks.BlockFormat) -> np.ndarray:
+    """Values as `block`; any valid blocks where the format has no reference encoder."""
+    if block not in (blocks.Q4_K, blocks.Q6_K):
+        return np.ascontiguousarray(blocks.quantize(values, block))
+    rng = np.random.default_rng(values.shape)
+    data = rng.integers(0, 256, (values.size // block.elements, block.nbytes), dtype=np.uint8)
+    scales = rng.uniform(0.5, 1.5, (len(data), 2)).astype(np.float16) / np.float16(1000)
+    if block is blocks.Q4_K:
+        data[:, :4] = scales.view(np.uint8)
+    else:
+        data[:, 208:] = (scales[:, :1] / np.float16(32)).view(np.uint8)
+    return data
+
+
 class Tensors:
     """What a WeightStore needs of a file, in memory."""
 
@@ -35,13 +49,16 @@ class Tensors:
 
     def add(self, name: str, values: np.ndarray, block: blocks.BlockFormat = blocks.F32) -> Weight:
         """Keep values, encoded as `block`; returns what a graph knows of them."""
-        data = np.ascontiguousarray(blocks.quantize(values, block)).view(np.uint8).reshape(-1)
+        data = encoded(values, block).view(np.uint8).reshape(-1)
         self._data[name] = data
         self.tensors[name] = TensorInfo(name, values.shape, block, 0, data.size)
         return Weight(name, values.shape, block)
 
     def data(self, info: TensorInfo) -> np.ndarray:
         return self._data[info.name]
+
+    def release(self, info: TensorInfo) -> None:
+        """There are no pages to give back."""
 
 
 def poison(backend: Any) -> None:
@@ -71,8 +88,10 @@ class Played:
 class Machine:
     """A finished graph on one backend; runs batches and advances states as `Model` does."""
 
-    def __init__(self, graph: Graph, tensors: Tensors, backend: str = "cpu") -> None:
-        store = WeightStore(tensors, no_notice)
+    def __init__(
+        self, graph: Graph, tensors: Tensors, backend: str = "cpu", repack: bool = True
+    ) -> None:
+        store = WeightStore(tensors, no_notice, repack)
         self.layout = Layout.of(graph)
         self.backend: Any
         if backend == "numpy":

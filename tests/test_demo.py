@@ -181,9 +181,10 @@ def test_a_thread_that_cannot_be_started_is_an_error_and_not_a_hang(monkeypatch)
     def refuse(self):
         raise RuntimeError("can't start new thread")
 
-    model = keelback.load("demo", threads=61)
+    model = keelback.load("demo", threads=1)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
+        model.backend.threads = 61
         with pytest.raises(keelback.InvalidInput, match="can't start new thread"):
             model.forward([1])
     with pytest.raises(keelback.InvalidInput, match="threads"):

@@ -15,10 +15,22 @@ import pytest
 
 from harness import Case, Machine, Tensors, error_ratio, no_notice
 from keelback.engine.backend import MAX_ROWS
+from keelback.engine.cpu import CpuBackend
 from keelback.engine.lowering import lower
 from keelback.engine.weights import WeightStore
 from keelback.kernels import jit
-from keelback.kernels.formats.blocks import BF16, F16, F32, NATIVE, Q8_0
+from keelback.kernels.formats.blocks import (
+    BF16,
+    F16,
+    F32,
+    NATIVE,
+    Q4_0,
+    Q4_K,
+    Q6_K,
+    Q8_0,
+    QUANTIZED,
+)
+from keelback.kernels.formats.panels import pack
 from keelback.kernels.norm import GATE_FIRST, NORM_FIRST
 from keelback.kernels.op import FAMILIES, ShapeError, catalogue
 from keelback.kernels.recurrence import GROUPED, TILED
@@ -62,10 +74,11 @@ def _activations() -> None:
 
 
 def _embeddings() -> None:
-    for block in (F32, F16, BF16, Q8_0):
-        for size in (32, 96, 288) if block is Q8_0 else SIZES:
-            ids = np.random.default_rng(size).integers(0, 7, T)
-            table = (normal((size, 4), 7, size), block)
+    sizes = {Q8_0: (32, 96, 288), Q4_0: (32, 96), Q4_K: (256, 768), Q6_K: (256, 768)}
+    for block in (F32, F16, BF16, Q8_0, Q4_0, Q4_K, Q6_K):
+        for size in sizes.get(block, SIZES):
+            ids = np.random.default_rng(size).integers(0, 23, T)
+            table = (normal((size, 4), 23, size), block)
             case(
                 f"embedding-{block.name}-{size}", "embedding",
                 weights={"weight": table}, attributes={"width": size}, ids=ids,
@@ -79,11 +92,14 @@ def _embeddings() -> None:
 def _linears() -> None:
     shapes = {block: tuple(zip(SIZES, reversed(SIZES), strict=True)) for block in (F32, F16, BF16)}
     # Rows of a quantized matrix come in whole blocks.
-    shapes[Q8_0] = tuple(zip(SIZES, (32, 64, 96, 160, 256, 288, 32, 64), strict=True))
+    for block in (Q8_0, Q4_0):
+        shapes[block] = tuple(zip(SIZES, (32, 64, 96, 160, 256, 288, 32, 64), strict=True))
+    for block in (Q4_K, Q6_K):
+        shapes[block] = tuple(zip(SIZES, (256, 512, 256, 768, 256, 512, 256, 256), strict=True))
     for block, pairs in shapes.items():
         for i, (width, columns) in enumerate(pairs):
-            # 1 to 8 rows and more: four at a time, and all that can be left over.
-            lengths = [(1,), (1, 1), (2, 1), (4,), (3, 2), (6,), (1, 6), LENGTHS][i]
+            # 1 to 8 rows and more: eight and four at a time, and all that can be left over.
+            lengths = [(1,), (1, 1), (2, 1), (4,), (3, 2), (8,), (1, 6), LENGTHS][i]
             weights: dict[str, Any] = {"weight": (normal((width, 6), width, columns), block)}
             if i % 2:
                 weights["bias"] = normal((width, 7), width)
@@ -98,6 +114,7 @@ def _quantized() -> None:
     x = normal(9, T, 96)
     x[3], x[4, :32], x[5, 40] = 0, 0, 1e4
     case("quantize-96", "quantize", rows={"x": x})
+    case("quantize-parts", "quantize", rows={"x": x}, attributes={"parts": 3})
     # Halves are where rounding to even shows: 127 is the largest of every block.
     steps = np.tile(np.float32([127, *(n + 0.5 for n in range(-15, 16))]), (T, 1))
     case("quantize-ties", "quantize", rows={"x": steps})
@@ -240,9 +257,10 @@ def _experts() -> None:
         chosen = np.argsort(-scores, axis=1, kind="stable")[:, :used]
         routes.append(np.concatenate([chosen, uniform(used, 0, 1, T, used)], axis=1))
     shapes = ((17, 33), (257, 3), (8, 65), (1, 31))
-    for block in (F32, F16, BF16, Q8_0):
+    whole = {Q8_0: 64, Q4_0: 32, Q4_K: 256, Q6_K: 512}
+    for block in (F32, F16, BF16, *whole):
         for (width, columns), route in zip(shapes, routes, strict=True):
-            used, columns = route.shape[1] // 2, columns if block is not Q8_0 else 64
+            used, columns = route.shape[1] // 2, whole.get(block, columns)
             experts = int(route[:, :used].max()) + 1
             weight = (normal((width, 41), experts, width, columns), block)
             for op, parts in (("expert_linear", 1), ("expert_sum", used)):
@@ -287,6 +305,30 @@ def test_kernel_agrees_with_its_definition_whatever_the_threads(name):
             assert tried.play(machine, threads, delay).same_bits(alone), (threads, delay)
 
 
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "weight" in case.weights])
+def test_weights_that_stay_as_they_are_give_the_same_bits(name):
+    tried = CASES[name]
+    graph, tensors = tried.build()
+    packed = tried.play(Machine(graph, tensors))
+    for threads in (1, 3):
+        assert tried.play(Machine(graph, tensors, repack=False), threads).same_bits(packed)
+
+
+@pytest.mark.parametrize("block", sorted(QUANTIZED, key=lambda block: block.name))
+@pytest.mark.parametrize("shape", [(16, 256), (1, 512), (37, 256), (3, 21, 256)])
+def test_panels_are_packed_as_they_are_defined(block, shape):
+    graph, tensors = Graph(), Tensors()
+    weight = tensors.add("weight", normal(40, *shape), block)
+    rows = graph.embedding(tensors.add("rows", normal(41, 3, 256)), width=256)
+    store = WeightStore(tensors, no_notice)
+    stored = store.get(weight, catalogue()["linear"].operands["weight"])
+    matrix = tensors.add("matrix", normal(42, 16, 256))
+    graph.finish(graph.select(graph.linear(rows, matrix, width=16)))
+    CpuBackend(graph, store, 2, no_notice)
+    wanted = pack(tensors.data(tensors.tensors["weight"]), block, shape)
+    assert np.array_equal(stored.data, wanted)
+
+
 def test_cases_cover_every_op_and_every_compiled_variant():
     for family in FAMILIES:
         importlib.import_module(f"keelback.kernels.{family}_cpu")
@@ -297,11 +339,13 @@ def test_cases_cover_every_op_and_every_compiled_variant():
     played = set()
     for tried in CASES.values():
         graph, tensors = tried.build()
-        program = lower(graph, WeightStore(tensors, no_notice), MAX_ROWS)
-        played |= {name for name, _ in program.kernels}
+        for repack in (True, False):
+            program = lower(graph, WeightStore(tensors, no_notice, repack), MAX_ROWS)
+            played |= {name for name, _ in program.kernels}
     assert {tried.op.name for tried in CASES.values()} == set(catalogue())
-    assert played == ours - {"walk"}
-    assert {F32, F16, BF16, Q8_0} == NATIVE
+    packers = {f"pack.{block.name.lower()}" for block in QUANTIZED}
+    assert played == ours - {"walk", "probe"} - packers
+    assert {F32, F16, BF16} | QUANTIZED == NATIVE
 
 
 def test_a_matrix_whose_rows_have_another_length_is_refused():

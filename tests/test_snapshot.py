@@ -70,7 +70,7 @@ def test_a_killed_generation_continues_identically_in_a_new_process(
             "temperature": 0.9, "repeat_penalty": 1.05, "presence_penalty": 0.1,
             "frequency_penalty": 0.05, "seed": 7,
         },
-        "bias": {str(byte_id(0xC3)): 18.0, str(byte_id(0xA9)): 18.0},
+        "bias": {str(byte_id(0xC3)): 24.0, str(byte_id(0xA9)): 24.0},
         "threads": 2,
     }  # fmt: skip
     whole = process(**start, load=None, save=None, count=60 + AFTER)

@@ -46,14 +46,18 @@ BY_CODE = {
 }
 BY_NAME = {block.name: block for block in BY_CODE.values()}
 F32, F16, BF16, Q8_0 = (BY_NAME[name] for name in ("F32", "F16", "BF16", "Q8_0"))
+Q4_0, Q4_K, Q6_K = (BY_NAME[name] for name in ("Q4_0", "Q4_K", "Q6_K"))
 
 # Numbers one by one, as NumPy knows them.
 _PLAIN = {
     "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "F64": np.float64,
 }  # fmt: skip
 
-#: Types the kernels read as they are stored.
-NATIVE = frozenset({F32, F16, BF16, Q8_0})
+#: Types of whole numbers, which meet activations that are rounded to whole numbers too.
+QUANTIZED = frozenset({Q8_0, Q4_0, Q4_K, Q6_K})
+
+#: Types that kernels compute with as they are; others are widened.
+NATIVE = frozenset({F32, F16, BF16}) | QUANTIZED
 
 
 def dequantize(data: np.ndarray, block: BlockFormat, shape: tuple[int, ...]) -> np.ndarray:

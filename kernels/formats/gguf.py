@@ -6,6 +6,7 @@ when they are asked for, so that opening a file takes milliseconds whatever its 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import struct
@@ -166,6 +167,16 @@ class GGUF:
     def data(self, info: TensorInfo) -> np.ndarray:
         """The bytes of a tensor: uint8, read-only, a view of the map."""
         return np.frombuffer(self.map, np.uint8, info.nbytes, info.offset)
+
+    def release(self, info: TensorInfo) -> None:
+        """Give back the memory of a tensor's whole pages; whoever reads them again, waits."""
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > start:
+            with contextlib.suppress(OSError):
+                self.map.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def _broken(self, what: str) -> InvalidFile:
         return InvalidFile(f"{self.path} {what}: it is damaged; download or convert it again")

@@ -1,0 +1,63 @@
+"""How fast memory can be read, and how much of it a token needs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from ..kernels import table
+from ..kernels.op import Kind, Weight
+from .model import Model
+from .objects import addresses, callable_kernel
+
+#: Bytes that are read: many times the largest cache of a laptop.
+BUFFER = 512 << 20
+#: Every thread's share is a multiple of this: eight cache lines.
+_STEP = 512
+_PROBE = ("probe", f"{table.__package__}.probe_cpu")
+
+
+class Probe:
+    """Reads a large buffer with a number of threads, each its own part from end to end."""
+
+    def __init__(self, notice: Callable[[str], None], nbytes: int = BUFFER) -> None:
+        self._read = callable_kernel(addresses([_PROBE], notice)[_PROBE[0]])
+        # Written once: pages that were never written to are all the same page of zeros.
+        self._buffer = np.ones(nbytes // 4, np.float32)
+
+    def measure(self, threads: int) -> float:
+        """Bytes per second of one pass."""
+        nbytes = self._buffer.nbytes // (threads * _STEP) * threads * _STEP
+        record = np.array([self._buffer.ctypes.data, nbytes], np.int64)
+        sums = np.zeros(threads, np.float32)
+        read, where, to = self._read, record.ctypes.data, sums.ctypes.data
+        workers = [
+            threading.Thread(target=read, args=(where, to, thread, threads))
+            for thread in range(1, threads)
+        ]
+        began = time.perf_counter()
+        for worker in workers:
+            worker.start()
+        read(where, to, 0, threads)
+        for worker in workers:
+            worker.join()
+        return nbytes / (time.perf_counter() - began)
+
+
+def moved_bytes(model: Model) -> int:
+    """Bytes that one token has to move: weights once, an embedding row, the state in and out."""
+    matrices: dict[str, int] = {}
+    row = 0
+    for node in model.graph.nodes:
+        looked_up = any(operand.kind is Kind.IDS for operand in node.op.operands.values())
+        for value in node.operands.values():
+            if not isinstance(value, Weight):
+                continue
+            if looked_up:
+                row = value.block.row_bytes(value.width)
+            else:
+                matrices[value.name] = model.file.tensors[value.name].nbytes
+    return sum(matrices.values()) + row + 2 * model.layout.fixed_bytes

@@ -1,0 +1,104 @@
+"""The command line's options, as decorators for its commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+
+class Numbers(click.ParamType):
+    """Whole numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """The numbers of a text."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no list of whole numbers", param, ctx)
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the model comes from and what runs it."""
+    for option in (
+        click.option(
+            "--backend",
+            type=click.Choice(["cpu", "numpy"]),
+            default="cpu",
+            help="What runs the model.",
+        ),
+        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+        click.option(
+            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How tokens are chosen; what is not given comes from the snapshot or the model file."""
+    for flag, name, kind, text in reversed(
+        [
+            ("--temp", "temperature", float, "Temperature; 0 takes the most likely token. [0.8]"),
+            ("--top-k", "top_k", int, "Keep the K most likely tokens; 0 keeps all. [40]"),
+            ("--top-p", "top_p", float, "Keep the likeliest tokens that make up P. [0.95]"),
+            ("--min-p", "min_p", float, "Drop tokens below P times the likeliest. [0.05]"),
+            ("--repeat-penalty", "repeat_penalty", float, "Penalise recent tokens. [1.0: off]"),
+            ("--repeat-last-n", "repeat_last_n", int, "How many tokens count as recent. [64]"),
+            ("--presence-penalty", "presence_penalty", float, "Subtract from recent tokens. [0]"),
+            (
+                "--frequency-penalty",
+                "frequency_penalty",
+                float,
+                "Subtract for every recent use. [0]",
+            ),
+        ]
+    ):
+        command = click.option(flag, name, type=kind, help=text)(command)
+    return command
+
+
+def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `bench` measures, in llama-bench's spelling."""
+    lists: dict[str, Any] = {"type": Numbers(), "show_default": True}
+    forms = click.Choice(["md", "csv", "json", "jsonl"])
+    for option in reversed(
+        [
+            click.option(
+                *("-m", "--model", "more"),
+                metavar="FILE",
+                multiple=True,
+                help="A model, in place of MODEL.",
+            ),
+            click.option(
+                "-p", "--n-prompt", default="512", help="Tokens of a prompt; 0: no test.", **lists
+            ),
+            click.option(
+                "-n", "--n-gen", default="128", help="Tokens one by one; 0: no test.", **lists
+            ),
+            click.option(
+                "-d", "--n-depth", default="0", help="Tokens that were read before.", **lists
+            ),
+            click.option(
+                "-r", "--repetitions", type=int, default=5, show_default=True,
+                help="Repetitions of every test.",
+            ),
+            click.option(
+                "-t", "--threads", type=Numbers(), help="Threads; one a processor without."
+            ),
+            click.option(
+                "-o", "--output", type=forms, default="md", show_default=True,
+                help="How rows are printed.",
+            ),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command

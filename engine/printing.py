@@ -1,0 +1,130 @@
+"""How the command line shows things: progress, sizes, rates, and the tables of `bench`."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import click
+
+_LINE_UP_AND_CLEAR = "\x1b[A\x1b[2K"
+
+
+@contextlib.contextmanager
+def bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on the terminal; silent where standard error is none."""
+    with bars(wiped=False) as report:
+        yield lambda done, total: report(label, done, total)
+
+
+@contextlib.contextmanager
+def bars(wiped: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars one after another; wiped out when they are full, for lines follow."""
+    with contextlib.ExitStack() as stack:
+        current: Any = None
+
+        def report(label: str, done: int, total: int) -> None:
+            nonlocal current
+            if current is None and done < total and sys.stderr.isatty():
+                current = stack.enter_context(
+                    click.progressbar(length=total, label=label, file=sys.stderr)
+                )
+            if current is not None:
+                current.update(done - current.pos)
+                if wiped and done >= total:
+                    current = None
+                    stack.close()
+                    sys.stderr.write(_LINE_UP_AND_CLEAR)
+
+        yield report
+
+
+def notice(text: str) -> None:
+    """Tell the user about something that was done for them."""
+    click.echo(f"keelback: {text}", err=True)
+
+
+def rate(count: int, seconds: float) -> str:
+    """Tokens per second."""
+    return f"{count / seconds:.1f} tokens/s" if seconds else "0 tokens/s"
+
+
+def size(nbytes: float) -> str:
+    """Bytes in a unit that suits them."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024 or unit == "GiB":
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
+        nbytes /= 1024
+    raise AssertionError
+
+
+def shown(value: Any) -> str:
+    """A fact as one line of text."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
+    return str(value)
+
+
+def print_rows(rows: Iterable[dict[str, Any]], form: str) -> None:
+    """Print rows of `bench` as "md", "csv", "json" or "jsonl"; all but json as they come."""
+    if form == "json":
+        click.echo(json.dumps(list(rows), indent=2))
+        return
+    for i, row in enumerate(rows):
+        if form == "jsonl":
+            click.echo(json.dumps(row))
+        elif form == "csv":
+            plain = {key: value for key, value in row.items() if not isinstance(value, list)}
+            click.echo("\n".join([_csv(plain.keys())] * (not i) + [_csv(plain.values())]))
+        else:
+            click.echo("\n".join(_HEAD * (not i) + [_markdown(row)]))
+
+
+_COLUMNS = {
+    "model": 30, "size": 11, "params": 9, "threads": 7, "test": 16, "t/s": 18, "GB/s": 6,
+    "reached": 7, "first token": 11, "peak": 11, "state": 11,
+}  # fmt: skip
+_LEFT = {"model"}
+_HEAD = [
+    "| " + " | ".join(_column.ljust(width) if _column in _LEFT else _column.rjust(width)
+                      for _column, width in _COLUMNS.items()) + " |",
+    "| " + " | ".join("-" * width if _column in _LEFT else "-" * (width - 1) + ":"
+                      for _column, width in _COLUMNS.items()) + " |",
+]  # fmt: skip
+
+
+def _markdown(row: dict[str, Any]) -> str:
+    share, peak = row["bandwidth_share"], row["peak_rss"]
+    job = f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}"
+    state = size(row["state_bytes"])
+    cells = [
+        row["model_type"],
+        size(row["model_size"]),
+        f"{row['model_n_params'] / 1e6:.2f} M",
+        str(row["n_threads"]),
+        f"{job} @ d{row['n_depth']}" if row["n_depth"] else job,
+        f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
+        f"{row['bandwidth_gbs']:.1f}",
+        f"{share:.0%}" if share is not None else "",
+        f"{row['first_token_ms']:.0f} ms",
+        size(peak) if peak is not None else "",
+        f"{state} + {size(row['state_bytes_per_token'])}/token"
+        if row["state_bytes_per_token"]
+        else state,
+    ]
+    padded = [
+        cell.ljust(width) if column in _LEFT else cell.rjust(width)
+        for cell, (column, width) in zip(cells, _COLUMNS.items(), strict=True)
+    ]
+    return f"| {' | '.join(padded)} |"
+
+
+def _csv(values: Iterable[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="").writerow(values)
+    return line.getvalue()

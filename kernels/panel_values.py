@@ -1,0 +1,65 @@
+"""One row of a panel, decoded to float32, superblock by superblock: what an embedding takes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .formats.panels import LANES
+from .intrinsics import f16_at, f32, i8
+from .jit import inline
+
+FLOAT, VECTOR = 4, 4 * LANES
+F = np.float32
+
+
+@inline
+def q8_0(panel, lane, values):
+    scale, weights = f16_at(panel + 2 * lane), panel + 2 * LANES + 4 * lane
+    for group in range(8):
+        four = i8(weights + VECTOR * group)
+        for i in range(4):
+            f32(values)[4 * group + i] = scale * F(np.int8(four[i] ^ -128))
+
+
+@inline
+def q4_0(panel, lane, values):
+    scale, weights = f16_at(panel + 2 * lane), panel + 2 * LANES + 4 * lane
+    for group in range(4):
+        both = i8(weights + VECTOR * group)
+        for i in range(4):
+            f32(values)[4 * group + i] = scale * F((both[i] & 15) - 8)
+            f32(values)[16 + 4 * group + i] = scale * F((both[i] >> 4 & 15) - 8)
+
+
+@inline
+def q4_k(panel, lane, values):
+    d, dmin = f16_at(panel + 2 * lane), f16_at(panel + 2 * LANES + 2 * lane)
+    scales, weights = i8(panel + 4 * LANES + lane), panel + 20 * LANES + 4 * lane
+    for pair in range(4):
+        for half in range(2):
+            at = (4 * pair + 2 * half) * LANES
+            scale, least = d * F(scales[at]), dmin * F(scales[at + LANES])
+            for group in range(8):
+                both = i8(weights + VECTOR * (8 * pair + group))
+                for i in range(4):
+                    q = both[i] >> 4 * half & 15
+                    f32(values)[64 * pair + 32 * half + 4 * group + i] = scale * F(q) - least
+
+
+@inline
+def q6_k(panel, lane, values):
+    d, scales = f16_at(panel + 2 * lane), i8(panel + 2 * LANES + lane)
+    for group in range(64):
+        # 128 columns are 4 blocks of 32, in nibbles and pairs of bits one above the other.
+        chunk, block, column = group // 32, group // 8 % 4, group % 8
+        weights = panel + 18 * LANES + 4 * lane + VECTOR * 24 * chunk
+        low = i8(weights + VECTOR * (8 * (block & 1) + column))
+        high = i8(weights + VECTOR * (16 + column))
+        scale = d * F(scales[group // 4 * LANES])
+        for i in range(4):
+            q = (low[i] >> 4 * (block >> 1) & 15) | (high[i] >> 2 * block & 3) << 4
+            f32(values)[4 * group + i] = scale * F(q - 32)
+
+
+#: By format: the decoder, and the columns of a superblock.
+VALUES = {"q8_0": (q8_0, 32), "q4_0": (q4_0, 32), "q4_k": (q4_k, 256), "q6_k": (q6_k, 256)}

@@ -1,0 +1,286 @@
+"""Model files of real shapes with random weights, so that a benchmark downloads nothing.
+
+F16 and Q8_0 are written here. Q4_0 and Q4_K_M come from llama.cpp's quantizer where it is installed
+and knows the architecture; otherwise they are written here too, 4-bit blocks at random.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType as Kind
+
+TYPES = ("f16", "q8_0", "q4_0", "q4_k_m")
+FTYPES = {"f16": 1, "q8_0": 7, "q4_0": 2, "q4_k_m": 15}
+
+Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An architecture at one size: GGUF keys without their prefix, and what its layers hold.
+
+    layer  tensor name without `blk.i.` -> (shape, how its values are drawn)
+    """
+
+    architecture: str
+    keys: dict[str, Any]
+    layer: dict[str, tuple[tuple[int, ...], Draw]]
+    vocabulary: int
+
+    def tensors(self) -> Iterator[tuple[str, tuple[int, ...], Draw]]:
+        """All tensors of a file; the output matrix is the embedding."""
+        width = self.keys["embedding_length"]
+        yield "token_embd.weight", (self.vocabulary, width), normal
+        yield "output_norm.weight", (width,), ones
+        for i in range(self.keys["block_count"]):
+            for name, (shape, draw) in self.layer.items():
+                yield f"blk.{i}.{name}", shape, draw
+
+
+def normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return random.standard_normal(shape, np.float32) * np.float32(0.02)
+
+
+def ones(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return np.ones(shape, np.float32)
+
+
+def zeros(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return np.zeros(shape, np.float32)
+
+
+def decay_by_state(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A of Mamba-1: -1 to -N in every channel."""
+    return -np.broadcast_to(np.arange(1, shape[1] + 1, dtype=np.float32), shape).copy()
+
+
+def decay_by_head(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return -random.uniform(1, 16, shape).astype(np.float32)
+
+
+def step_bias(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Biases whose softplus lies between 0.001 and 0.1, evenly on a logarithmic scale."""
+    step = np.exp(random.uniform(math.log(1e-3), math.log(1e-1), shape))
+    return np.log(np.expm1(step)).astype(np.float32)
+
+
+def taps(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return random.uniform(-0.5, 0.5, shape).astype(np.float32)
+
+
+def mamba(width: int, layers: int, rank: int, vocabulary: int) -> Shape:
+    """Mamba-1 with 16 states a channel and 4 taps."""
+    inner, states, window = 2 * width, 16, 4
+    keys = {
+        "context_length": 1 << 20, "embedding_length": width, "feed_forward_length": 0,
+        "block_count": layers, "attention.head_count": 0,
+        "attention.layer_norm_rms_epsilon": 1e-5, "ssm.conv_kernel": window,
+        "ssm.inner_size": inner, "ssm.state_size": states, "ssm.time_step_rank": rank,
+    }  # fmt: skip
+    layer: dict[str, tuple[tuple[int, ...], Draw]] = {
+        "attn_norm.weight": ((width,), ones),
+        "ssm_in.weight": ((2 * inner, width), normal),
+        "ssm_conv1d.weight": ((inner, window), taps),
+        "ssm_conv1d.bias": ((inner,), zeros),
+        "ssm_x.weight": ((rank + 2 * states, inner), normal),
+        "ssm_dt.weight": ((inner, rank), normal),
+        "ssm_dt.bias": ((inner,), step_bias),
+        "ssm_a": ((inner, states), decay_by_state),
+        "ssm_d": ((inner,), ones),
+        "ssm_out.weight": ((width, inner), normal),
+    }
+    return Shape("mamba", keys, layer, vocabulary)
+
+
+def mamba2(width: int, layers: int, states: int, heads: int, vocabulary: int) -> Shape:
+    """Mamba-2 with one group and 4 taps."""
+    inner, window = 2 * width, 4
+    channels = inner + 2 * states
+    keys = {
+        "context_length": 1 << 20, "embedding_length": width, "feed_forward_length": 0,
+        "block_count": layers, "attention.head_count": 0,
+        "attention.layer_norm_rms_epsilon": 1e-5, "ssm.conv_kernel": window,
+        "ssm.inner_size": inner, "ssm.state_size": states, "ssm.time_step_rank": heads,
+        "ssm.group_count": 1,
+    }  # fmt: skip
+    layer: dict[str, tuple[tuple[int, ...], Draw]] = {
+        "attn_norm.weight": ((width,), ones),
+        "ssm_in.weight": ((inner + channels + heads, width), normal),
+        "ssm_conv1d.weight": ((channels, window), taps),
+        "ssm_conv1d.bias": ((channels,), zeros),
+        "ssm_dt.bias": ((heads,), step_bias),
+        "ssm_a": ((heads, 1), decay_by_head),
+        "ssm_d": ((heads, 1), ones),
+        "ssm_norm.weight": ((1, inner), ones),
+        "ssm_out.weight": ((width, inner), normal),
+    }
+    return Shape("mamba2", keys, layer, vocabulary)
+
+
+def gated_deltanet(width: int, layers: int, heads: int, d_ff: int, vocabulary: int) -> Shape:
+    """Gated DeltaNet with heads of 128 for keys and values and 4 taps."""
+    head, window = 128, 4
+    inner = heads * head
+    keys = {
+        "context_length": 1 << 20, "embedding_length": width, "feed_forward_length": d_ff,
+        "block_count": layers, "attention.head_count": 0,
+        "attention.layer_norm_rms_epsilon": 1e-6, "ssm.conv_kernel": window,
+        "ssm.inner_size": inner, "ssm.state_size": head, "ssm.group_count": heads,
+        "ssm.time_step_rank": heads, "ssm.allow_neg_eigval": False, "ssm.use_gate": True,
+    }  # fmt: skip
+    layer: dict[str, tuple[tuple[int, ...], Draw]] = {
+        "attn_norm.weight": ((width,), ones),
+        "attn_qkv.weight": ((3 * inner, width), normal),
+        "ssm_conv1d.weight": ((3 * inner, window), taps),
+        "attn_gate.weight": ((inner, width), normal),
+        "ssm_alpha.weight": ((heads, width), normal),
+        "ssm_beta.weight": ((heads, width), normal),
+        "ssm_a": ((heads,), decay_by_head),
+        "ssm_dt.bias": ((heads,), step_bias),
+        "ssm_norm.weight": ((head,), ones),
+        "ssm_out.weight": ((width, inner), normal),
+        "ffn_norm.weight": ((width,), ones),
+        "ffn_gate.weight": ((d_ff, width), normal),
+        "ffn_up.weight": ((d_ff, width), normal),
+        "ffn_down.weight": ((width, d_ff), normal),
+    }
+    return Shape("gated-deltanet", keys, layer, vocabulary)
+
+
+MODELS = {
+    "mamba-130m": mamba(768, 24, 48, 50280),
+    "mamba2-370m": mamba2(1024, 48, 128, 32, 50288),
+    "gdn-400m": gated_deltanet(1024, 24, 8, 3584, 32000),
+}
+
+
+def model_file(folder: Path, model: str, kind: str) -> Path:
+    """The file of a model in one type, made when the folder lacks it."""
+    path = folder / f"{model}-{kind}.gguf"
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    by_llama = kind in ("q4_0", "q4_k_m") and _peer_quantizes(MODELS[model].architecture)
+    if by_llama:
+        _quantize(model_file(folder, model, "f16"), partial, FTYPES[kind])
+    else:
+        _write(partial, MODELS[model], kind)
+    partial.replace(path)
+    return path
+
+
+def _write(path: Path, shape: Shape, kind: str) -> None:
+    writer = gguf.GGUFWriter(path, shape.architecture)
+    writer.add_file_type(FTYPES[kind])
+    for key, value in shape.keys.items():
+        name = f"{shape.architecture}.{key}"
+        if isinstance(value, bool):
+            writer.add_bool(name, value)
+        elif isinstance(value, float):
+            writer.add_float32(name, value)
+        else:
+            writer.add_uint32(name, value)
+    writer.add_vocab_size(shape.vocabulary)
+    writer.add_tokenizer_model("none")
+    planned = [
+        (name, dims, draw, _type_of(name, dims, kind, shape))
+        for name, dims, draw in shape.tensors()
+    ]
+    for name, dims, _, block in planned:
+        elements, nbytes = gguf.GGML_QUANT_SIZES[block]
+        size = math.prod(dims) // elements * nbytes
+        writer.add_tensor_info(name, dims, np.dtype(np.float32), size, block)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    assert writer.fout is not None
+    file = writer.fout[0]
+    file.write(bytes(-file.tell() % writer.data_alignment))
+    for name, dims, draw, block in planned:
+        random = np.random.default_rng(zlib.crc32(name.encode()))
+        data = _encoded(random, dims, draw, block)
+        file.write(data)
+        file.write(bytes(-len(data) % writer.data_alignment))
+    writer.close()
+
+
+def _type_of(name: str, dims: tuple[int, ...], kind: str, shape: Shape) -> Kind:
+    """The type a tensor gets, by llama.cpp's rules as far as they matter for speed."""
+    small = len(dims) < 2 or not name.endswith(".weight") or "_norm." in name
+    if small or "ssm_conv1d" in name:
+        return Kind.F32
+    if kind == "f16" or dims[-1] % 32:
+        return Kind.F16
+    if kind != "q4_k_m":
+        output = name.startswith("token_embd") and dims[-1] % 256 == 0
+        return Kind.Q8_0 if kind == "q8_0" else Kind.Q6_K if output else Kind.Q4_0
+    if dims[-1] % 256:
+        return Kind.Q5_0
+    precise = name.startswith("token_embd") or (
+        "ffn_down" in name and int(name.split(".")[1]) % 2 == 0
+    )
+    return Kind.Q6_K if precise else Kind.Q4_K
+
+
+def _encoded(random: np.random.Generator, dims: tuple[int, ...], draw: Draw, block: Kind) -> bytes:
+    if block in (Kind.Q4_K, Kind.Q6_K):
+        count = math.prod(dims) // gguf.GGML_QUANT_SIZES[block][0]
+        return (_random_q4_k if block is Kind.Q4_K else _random_q6_k)(random, count)
+    values = draw(random, dims)
+    if block is Kind.F32:
+        return values.tobytes()
+    if block is Kind.F16:
+        return values.astype(np.float16).tobytes()
+    return gguf.quants.quantize(values, block).tobytes()
+
+
+def _random_q4_k(random: np.random.Generator, count: int) -> bytes:
+    """Blocks of 256 with deviation 0.02: d, dmin, 12 bytes of 6-bit scales, 128 of quants."""
+    blocks = random.integers(0, 256, (count, 144), np.uint8)
+    blocks[:, 0:2] = np.full(1, 0.02 / (32 * 4.6), np.float16).view(np.uint8)
+    # The minima equal the scales, so that d * 7.5 times a scale centres the values.
+    blocks[:, 2:4] = np.full(1, 0.02 * 7.5 / (32 * 4.6), np.float16).view(np.uint8)
+    blocks[:, 8:12] = blocks[:, 4:8]
+    blocks[:, 12:16] = (blocks[:, 12:16] & 15) * 17
+    return blocks.tobytes()
+
+
+def _random_q6_k(random: np.random.Generator, count: int) -> bytes:
+    """Blocks of 256 with deviation 0.02: 192 bytes of quants, 16 scales, d."""
+    blocks = random.integers(0, 256, (count, 210), np.uint8)
+    blocks[:, 192:208] = random.integers(16, 128, (count, 16), np.uint8)
+    blocks[:, 208:210] = np.full(1, 0.02 / (72 * 18.5), np.float16).view(np.uint8)
+    return blocks.tobytes()
+
+
+def _peer_quantizes(architecture: str) -> bool:
+    try:
+        import llama_cpp  # noqa: F401
+    except ImportError:
+        return False
+    return architecture in ("mamba", "mamba2")
+
+
+def _quantize(source: Path, target: Path, ftype: int) -> None:
+    """Let llama.cpp quantize a file."""
+    import ctypes
+
+    import llama_cpp
+
+    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype = ftype
+    names = str(source).encode(), str(target).encode()
+    if llama_cpp.llama_model_quantize(*names, ctypes.byref(params)):
+        raise OSError(f"llama.cpp could not quantize {source.name}")
