@@ -20,7 +20,7 @@ from .write import FILE_TYPES, QUANTIZATION_VERSION, write_gguf
 
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
-_ARCHITECTURES = ("gated_deltanet", "mamba", "mamba2")
+_ARCHITECTURES = ("gated_deltanet", "granitehybrid", "mamba", "mamba2")
 
 #: Sampling defaults: generation_config.json's name, GGUF's, the type, and what makes sense.
 _SAMPLING: list[tuple[str, str, Callable[[float], Any], float, float]] = [

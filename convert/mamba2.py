@@ -41,14 +41,19 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _add_layer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    d_model = result.keys["embedding_length"]
+    norm = checkpoint.require(f"backbone.layers.{i}.norm.weight", d_model)
+    result.add(f"blk.{i}.attn_norm.weight", (d_model,), norm)
+    add_mixer(result, checkpoint, f"backbone.layers.{i}.mixer", f"blk.{i}")
+
+
+def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str) -> None:
+    """The tensors of a Mamba-2 mixer, whose names begin with `mixer` in the checkpoint."""
     keys, need = result.keys, checkpoint.require
     d_model, d_inner = keys["embedding_length"], keys["ssm.inner_size"]
     heads, groups = keys["ssm.time_step_rank"], keys["ssm.group_count"]
     channels = d_inner + 2 * groups * keys["ssm.state_size"]
     projected = d_inner + channels + heads
-    mixer, blk = f"backbone.layers.{i}.mixer", f"blk.{i}"
-    norm = need(f"backbone.layers.{i}.norm.weight", d_model)
-    result.add(f"{blk}.attn_norm.weight", (d_model,), norm)
     in_proj = need(f"{mixer}.in_proj.weight", projected, d_model)
     result.add(f"{blk}.ssm_in.weight", (projected, d_model), in_proj)
     add_conv(result, checkpoint, mixer, blk, channels)

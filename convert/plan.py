@@ -24,6 +24,11 @@ class Part:
     columns: np.ndarray | None = None
     function: Callable[[np.ndarray], np.ndarray] | None = None
 
+    @property
+    def count(self) -> int:
+        """How many rows there are."""
+        return self.source.rows if self.rows is None else len(self.rows)
+
     def read(self, first: int, count: int) -> np.ndarray:
         """`count` rows from `first` on, as float32: (count, width)."""
         wanted = slice(first, first + count)
@@ -43,9 +48,10 @@ class Tensor:
 
     @property
     def always_f32(self) -> bool:
-        """Small tensors and those that feed the recurrence stay float32, as in llama.cpp."""
+        """Small tensors, routers and what feeds the recurrence stay float32, as in llama.cpp."""
         small = len(self.shape) < 2 or self.name.endswith("_norm.weight")
-        return small or "ssm_conv1d" in self.name or not self.name.endswith(".weight")
+        fed = "ssm_conv1d" in self.name or "ffn_gate_inp" in self.name
+        return small or fed or not self.name.endswith(".weight")
 
 
 @dataclass(slots=True)

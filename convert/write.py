@@ -88,7 +88,7 @@ def _encoded(tensor: Tensor, kind: BlockFormat) -> Iterator[bytes]:
     for part in tensor.parts:
         rows = part.source.rows
         step = max(1, CHUNK_BYTES * rows // (4 * math.prod(part.source.shape)))
-        for first in range(0, rows, step):
+        for first in range(0, part.count, step):
             values = part.read(first, step)
             _check(tensor, kind, values)
             yield blocks.quantize(values, kind).tobytes()

@@ -33,6 +33,14 @@ class Batch:
     states: Sequence[State]
     outputs: np.ndarray
 
+    @property
+    def positions(self) -> np.ndarray:
+        """How many tokens of its sequence come before each row: (T,) int64."""
+        spans = zip(self.states, self.offsets, self.offsets[1:], strict=False)
+        return np.concatenate(
+            [state.position + np.arange(end - first) for state, first, end in spans]
+        )
+
 
 class Backend(Protocol):
     """A way to play a graph."""

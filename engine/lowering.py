@@ -131,7 +131,7 @@ class _Lowering:
         self, operand: Operand, value: Any
     ) -> tuple[tuple[int, int, int, int], Span | None]:
         """Base, offset, stride in bytes, width in floats; and the span that writes can meet."""
-        if value is None:
+        if value is None or value is Kind.POSITIONS:  # kernels find positions in their context
             return (table.ABSENT, 0, 0, 0), None
         if value is Kind.IDS or value is Kind.OUTPUTS:
             return (table.IDS if value is Kind.IDS else table.OUTPUTS, 0, 0, 0), None

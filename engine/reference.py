@@ -69,4 +69,5 @@ class NumpyBackend:
             return state.view(operand)
         if isinstance(operand, CacheRef) and state is not None:
             return CacheView(state, operand)
-        return {Kind.IDS: batch.ids, Kind.OUTPUTS: batch.outputs, None: None}[operand]
+        given = {Kind.IDS: batch.ids, Kind.OUTPUTS: batch.outputs, Kind.POSITIONS: batch.positions}
+        return None if operand is None else given[operand]

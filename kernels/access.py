@@ -98,6 +98,15 @@ def first_row(context, sequence):
 
 
 @inline
+def sequence_of(context, row):
+    """The sequence that a row belongs to."""
+    sequence = 0
+    while first_row(context, sequence + 1) <= row:
+        sequence += 1
+    return sequence
+
+
+@inline
 def position(context, sequence):
     """Tokens that a sequence had read before this forward."""
     return i64(i64(context)[POSITIONS])[sequence]

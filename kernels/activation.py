@@ -18,6 +18,11 @@ def _biased(x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
     return x if bias is None else x + bias.reshape(-1)
 
 
+def scaled(x: np.ndarray, bias: np.ndarray | None = None, *, scale: float = 1.0) -> np.ndarray:
+    """scale * (x + bias). x: (T, D). bias: (D,). Returns (T, D)."""
+    return np.float32(scale) * _biased(x, bias)
+
+
 def silu(x: np.ndarray, bias: np.ndarray | None = None, *, scale: float = 1.0) -> np.ndarray:
     """scale * y sigmoid(y) of y = x + bias. x: (T, D). bias: (D,). Returns (T, D)."""
     y = _biased(x, bias)
@@ -35,7 +40,7 @@ def softplus(x: np.ndarray, bias: np.ndarray | None = None, *, scale: float = 1.
     return (scale * np.where(y > 20, y, np.log1p(np.exp(np.minimum(y, 20))))).astype(np.float32)
 
 
-def binary_shape(x: Any, y: Any) -> int:
+def binary_shape(x: Any, y: Any, *, scale: float = 1.0) -> int:
     if x.width != y.width:
         raise ShapeError(
             f"rows of {x.width} and {y.width} values cannot be combined element by element"
@@ -43,9 +48,9 @@ def binary_shape(x: Any, y: Any) -> int:
     return x.width
 
 
-def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """x + y. x, y: (T, D). Returns (T, D)."""
-    return x + y
+def add(x: np.ndarray, y: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
+    """x + scale * y. x, y: (T, D). Returns (T, D)."""
+    return x + np.float32(scale) * y
 
 
 def swiglu(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -53,16 +58,17 @@ def swiglu(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x / (1 + np.exp(-x)) * y
 
 
-OPS = tuple(
-    Op(
-        function.__name__,
-        {"x": ROWS, "bias": OPTIONAL_VECTOR},
-        unary_shape,
-        function,
-        ("scale",),
-    )
-    for function in (silu, sigmoid, softplus)
-) + tuple(
-    Op(function.__name__, {"x": ROWS, "y": ROWS}, binary_shape, function)
-    for function in (add, swiglu)
+OPS = (
+    *(
+        Op(
+            function.__name__,
+            {"x": ROWS, "bias": OPTIONAL_VECTOR},
+            unary_shape,
+            function,
+            ("scale",),
+        )
+        for function in (scaled, silu, sigmoid, softplus)
+    ),
+    Op("add", {"x": ROWS, "y": ROWS}, binary_shape, add, ("scale",)),
+    Op("swiglu", {"x": ROWS, "y": ROWS}, binary_shape, swiglu),
 )

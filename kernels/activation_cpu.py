@@ -42,7 +42,7 @@ def _binary(name, function):
     @kernel(name)
     def binary(op, context, thread, threads):
         out, x, y = address(op, context, OUT), address(op, context, X), address(op, context, Y)
-        columns, count = width(op, OUT), rows(op, context)
+        columns, count, scale = width(op, OUT), rows(op, context), np.float32(number(op, 0))
         block = claim(op, context)
         while block * ROWS_A_BLOCK < count:
             for row in range(block * ROWS_A_BLOCK, min(count, (block + 1) * ROWS_A_BLOCK)):
@@ -55,21 +55,28 @@ def _binary(name, function):
                     lanes = min(LANES, columns - column)
                     a = load_first(left + FLOAT * column, lanes)
                     b = load_first(right + FLOAT * column, lanes)
-                    store_first(target + FLOAT * column, function(a, b), lanes)
+                    store_first(target + FLOAT * column, function(a, b, scale), lanes)
             block = claim(op, context)
 
 
 @inline
-def _add(a, b):
-    return a + b
+def _scaled(a):
+    return a
 
 
 @inline
-def _swiglu(a, b):
+def _add(a, b, scale):
+    return a + b * scale
+
+
+@inline
+def _swiglu(a, b, scale):
     return silu(a) * b
 
 
-for _name, _function in (("silu", silu), ("sigmoid", sigmoid), ("softplus", softplus)):
+for _name, _function in (
+    ("scaled", _scaled), ("silu", silu), ("sigmoid", sigmoid), ("softplus", softplus),
+):  # fmt: skip
     _unary(_name, _function)
 for _name, _function in (("add", _add), ("swiglu", _swiglu)):
     _binary(_name, _function)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from functools import partial
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -385,3 +386,17 @@ mantissa = _float_bits(
         builder.or_(builder.and_(x, _bits(0x007FFFFF)), _bits(0x3F000000)), _lanes(_F32)
     )
 )
+
+
+def stack(count: int) -> Any:
+    """An intrinsic without arguments: the address of `count` floats on the thread's own stack."""
+
+    @intrinsic
+    def allocate(_typing):
+        def emit(context, builder, signature, args):
+            floats = cgutils.alloca_once(builder, _F32, size=_I32(count))
+            return builder.ptrtoint(floats, _I64)
+
+        return types.int64(), emit
+
+    return allocate

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .op import MATRIX, OPTIONAL_VECTOR, ROWS, Op, ShapeError, Weight, expect
+from .op import MATRIX, OPTIONAL_VECTOR, ROWS, Kind, Op, Operand, ShapeError, Weight, expect
 
 BLOCK = 32
 #: Bytes of what a kernel is told of a block of activations; see `quantize`.
@@ -50,19 +50,24 @@ def quantized_width(width: int) -> int:
     return width // 4 + width // BLOCK * RECORD // 4
 
 
-def quantize_shape(x: Any) -> int:
-    if x.width % BLOCK:
-        raise ShapeError(f"a row of {x.width} values does not divide into Q8_0 blocks of {BLOCK}")
+def quantize_shape(x: Any, *, parts: int = 1) -> int:
+    if x.width % (BLOCK * parts):
+        raise ShapeError(
+            f"a row of {x.width} values in {parts} parts does not divide into blocks of {BLOCK}"
+        )
     return quantized_width(x.width)
 
 
-def quantize(x: np.ndarray) -> np.ndarray:
+def quantize(x: np.ndarray, *, parts: int = 1) -> np.ndarray:
     """Round rows to blocks of 32 signed bytes with one float32 scale each, max |x| / 127.
 
     x: (T, K) float32. Returns (T, quantized_width(K)) float32 slots: K bytes, then a record of 16
     bytes a block: the scale and the sum of the 32 bytes as float32, and -32 times the sums of its
-    halves as int32. Values are rounded to the nearest, ties to even.
+    halves as int32. Values are rounded to the nearest, ties to even. With `parts`, this goes for
+    each part of a row by itself, one behind the other.
     """
+    count = len(x)
+    x = x.reshape(count * parts, x.shape[1] // parts)
     blocks = x.reshape(len(x), x.shape[1] // BLOCK, BLOCK)
     largest = np.abs(blocks).max(axis=2)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
@@ -73,8 +78,8 @@ def quantize(x: np.ndarray) -> np.ndarray:
     records[..., 1] = halves.sum(axis=2)
     records[..., 2:] = (-32 * halves).view(np.float32)
     width = blocks.shape[1] * (RECORD // 4)
-    parts = [q.reshape(x.shape).view(np.float32), records.reshape(len(x), width)]
-    return np.concatenate(parts, axis=1)
+    both = [q.reshape(x.shape).view(np.float32), records.reshape(len(x), width)]
+    return np.concatenate(both, axis=1).reshape(count, parts * quantized_width(x.shape[1]))
 
 
 def dequantize(slots: np.ndarray) -> np.ndarray:
@@ -89,11 +94,11 @@ def dequantize(slots: np.ndarray) -> np.ndarray:
 OPS = (
     Op(
         "linear",
-        {"x": ROWS, "weight": MATRIX, "bias": OPTIONAL_VECTOR},
+        {"x": Operand(Kind.ROWS, against="weight"), "weight": MATRIX, "bias": OPTIONAL_VECTOR},
         linear_shape,
         linear,
         ("width",),
         weight_type,
     ),
-    Op("quantize", {"x": ROWS}, quantize_shape, quantize),
+    Op("quantize", {"x": ROWS}, quantize_shape, quantize, ("parts",)),
 )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import panel_products, row_products
-from .access import address, claim, present, rows, scratch_of, stride, width
+from .access import address, claim, integer, present, rows, scratch_of, stride, width
 from .formats.panels import PANELS
 from .intrinsics import (
     LANES,
@@ -34,12 +34,12 @@ ZERO, BYTE_MAX, BYTE_INVERSE = np.float32(0), np.float32(127), np.float32(1 / 12
 
 
 @inline
-def _as_stored(weight, row_bytes, scratch, lanes):
+def as_stored(weight, row_bytes, scratch, lanes):
     """Weights that are multiplied where they lie."""
     return weight
 
 
-def _packed(name, panel):
+def packed(name, panel):
     """Weights that are packed into a panel first, which is then in the cache for all tokens."""
     pack_rows = packer(name, panel)
 
@@ -96,25 +96,25 @@ def _linear(name, product, ready):
 
 
 for _name, _product in row_products.PRODUCTS.items():
-    _linear(_name, _product, _as_stored)
+    _linear(_name, _product, as_stored)
 for _panel in PANELS.values():
     _name = _panel.source.name.lower()
     _product = panel_products.PRODUCTS[_name]
-    _linear(_name, _product, _packed(_name, _panel))
-    _linear(f"{_name}_panel", _product, _as_stored)
+    _linear(_name, _product, packed(_name, _panel))
+    _linear(f"{_name}_panel", _product, as_stored)
 
 
 @kernel("quantize")
 def quantize(op, context, thread, threads):
-    out, x, columns, count = (
-        address(op, context, 0),
-        address(op, context, 1),
-        width(op, 1),
-        rows(op, context),
-    )
-    row = claim(op, context)
-    while row < count:
-        target, source = out + row * stride(op, 0), x + row * stride(op, 1)
+    parts = integer(op, 0)
+    columns = width(op, 1) // parts
+    block = claim(op, context)
+    while block < rows(op, context) * parts:
+        row, part = block // parts, block % parts
+        target = (
+            address(op, context, 0) + row * stride(op, 0) + part * FLOAT * (width(op, 0) // parts)
+        )
+        source = address(op, context, 1) + row * stride(op, 1) + part * FLOAT * columns
         record = target + columns
         for _ in range(columns // BLOCK):
             low, high = load(source), load(source + FLOAT * LANES)
@@ -129,4 +129,4 @@ def quantize(op, context, thread, threads):
             i32(record)[2] = np.int32(-32) * np.int32(low_sum)
             i32(record)[3] = np.int32(-32) * np.int32(high_sum)
             source, target, record = source + FLOAT * BLOCK, target + BLOCK, record + RECORD
-        row = claim(op, context)
+        block = claim(op, context)

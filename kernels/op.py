@@ -34,15 +34,28 @@ class Kind(Enum):
     CACHE = "cache"  # columns of each sequence's KV pages, float32
     IDS = "ids"  # the token ids of this forward, (T,) int64
     OUTPUTS = "outputs"  # indices of the rows whose logits were asked for, (R,) int64
+    POSITIONS = "positions"  # how many tokens of its sequence come before each row, (T,) int64
+
+
+#: What comes with every forward, and is not named when an op is added to a graph.
+GIVEN = frozenset({Kind.IDS, Kind.OUTPUTS, Kind.POSITIONS})
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A slot of an op. `pack` rearranges a weight once, when the model is loaded."""
+    """A slot of an op.
+
+    pack     rearranges a weight once, when the model is loaded
+    against  of rows: the slot of the matrix they are multiplied with. Where its type wants rounded
+             activations, the kernel is given what `quantize` makes of the rows
+    parts    of such rows: the attribute that says how many parts of them are rounded by themselves
+    """
 
     kind: Kind
     optional: bool = False
     pack: Callable[[np.ndarray], np.ndarray] | None = None
+    against: str | None = None
+    parts: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,10 +153,13 @@ ROWS, OPTIONAL_ROWS = Operand(Kind.ROWS), Operand(Kind.ROWS, optional=True)
 MATRIX = Operand(Kind.MATRIX)
 VECTOR, OPTIONAL_VECTOR = Operand(Kind.VECTOR), Operand(Kind.VECTOR, optional=True)
 STATE, CACHE = Operand(Kind.STATE), Operand(Kind.CACHE)
-IDS, OUTPUTS = Operand(Kind.IDS), Operand(Kind.OUTPUTS)
+IDS, OUTPUTS, POSITIONS = Operand(Kind.IDS), Operand(Kind.OUTPUTS), Operand(Kind.POSITIONS)
 
 #: The modules that hold ops; each has a `_cpu` sibling.
-FAMILIES = ("activation", "conv", "embedding", "linear", "norm", "recurrence", "scan")
+FAMILIES = (
+    "activation", "attention", "conv", "embedding", "experts", "linear", "norm", "recurrence",
+    "rotary", "scan",
+)  # fmt: skip
 
 
 @cache

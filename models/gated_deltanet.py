@@ -9,6 +9,7 @@ from typing import Any
 
 from ..kernels.norm import NORM_FIRST
 from ..kernels.recurrence import TILED
+from .blocks import gated_mlp
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
@@ -29,8 +30,8 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
         blk = w.blk[i]
         h = g.add(h, _mixer(g, p, blk, i, g.rms_norm(h, blk.attn_norm, eps=eps)))
         x = g.rms_norm(h, blk.ffn_norm, eps=eps)
-        gate, up = g.linear(x, blk.ffn_gate, width=d_ff), g.linear(x, blk.ffn_up, width=d_ff)
-        h = g.add(h, g.linear(g.swiglu(gate, up), blk.ffn_down, width=d_model))
+        y = gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
+        h = g.add(h, y)
     return logits(g, h, w, eps)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..kernels.errors import InvalidFile
 from ..kernels.formats.gguf import TensorInfo
-from ..kernels.op import Kind, Op, Weight, catalogue
+from ..kernels.op import GIVEN, Kind, Op, Weight, catalogue
 
 #: Tensors of a state start at multiples of this many floats: one cache line.
 ALIGN = 16
@@ -95,7 +95,7 @@ class Graph:
         given = iter(operands)
         bound: dict[str, Any] = {}
         for slot, operand in op.operands.items():
-            if operand.kind in (Kind.IDS, Kind.OUTPUTS):
+            if operand.kind in GIVEN:
                 bound[slot] = operand.kind
                 continue
             value = next(given, None)

@@ -7,11 +7,14 @@ from typing import Any
 from .graph import Graph, Value
 
 
-def logits(g: Graph, h: Value, w: Any, eps: float) -> Value:
+def logits(g: Graph, h: Value, w: Any, eps: float, scale: float = 1.0) -> Value:
     """Logits (R, vocabulary) of the residual stream h: (T, D).
 
-    A file without `output.weight` uses the embedding twice.
+    A file without `output.weight` uses the embedding twice. `scale` multiplies the logits.
     """
     embedding = w.token_embd.tensor()
     h = g.rms_norm(g.select(h), w.output_norm, eps=eps)
+    if scale != 1.0:
+        # Before the matrix: as good, and narrower than the vocabulary.
+        h = g.scaled(h, scale=scale)
     return g.linear(h, w.output.find() or embedding, width=embedding.shape[0])

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..kernels.errors import InvalidFile
 from ..kernels.op import LARGEST_DIMENSION
 
@@ -47,6 +49,15 @@ class Hyperparameters:
         if type(value) is not bool:
             raise self._bad(key, value, "true or false")
         return value
+
+    def per_layer(self, key: str, layers: int) -> list[int]:
+        """Whole numbers from 0 to LARGEST_DIMENSION, one a layer; a single one counts for all."""
+        value = self._get(key, _REQUIRED)
+        values = value.tolist() if isinstance(value, np.ndarray) else [value] * layers
+        fits = all(type(n) is int and 0 <= n <= LARGEST_DIMENSION for n in values)
+        if not fits or len(values) != layers:
+            raise self._bad(key, value, f"{layers} whole numbers from 0 to {LARGEST_DIMENSION}")
+        return values
 
     def divide(self, whole: int, key: str, parts: int) -> int:
         """`whole / parts` where a key's value has to divide evenly."""

@@ -15,7 +15,16 @@ ARCHITECTURE = "mamba2"
 
 def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
     """Return the logits of the rows that were asked for: (R, vocabulary)."""
-    d_model = p.count("embedding_length")
+    eps = p.number("attention.layer_norm_rms_epsilon")
+    h = g.embedding(w.token_embd, width=p.count("embedding_length"))
+    for i in range(p.count("block_count")):
+        blk = w.blk[i]
+        h = g.add(h, mixer(g, p, blk, i, g.rms_norm(h, blk.attn_norm, eps=eps)))
+    return logits(g, h, w, eps)
+
+
+def mixer(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value) -> Value:
+    """x: the normalised residual stream (T, D). Returns what layer i adds to it, (T, D)."""
     d_inner = p.count("ssm.inner_size")
     d_state = p.count("ssm.state_size")
     heads = p.count("ssm.time_step_rank")
@@ -25,22 +34,17 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
     head_dim = p.divide(d_inner, "ssm.time_step_rank", heads)
     channels = d_inner + 2 * groups * d_state
 
-    h = g.embedding(w.token_embd, width=d_model)
-    for i in range(p.count("block_count")):
-        blk = w.blk[i]
-        x = g.rms_norm(h, blk.attn_norm, eps=eps)
-        zxbcdt = g.linear(x, blk.ssm_in, width=d_inner + channels + heads)
-        z, xbc, dt = g.split(zxbcdt, d_inner, channels, heads)
-        window = g.state(f"blk.{i}.conv", taps - 1, channels)
-        xbc = g.causal_conv(xbc, window, blk.ssm_conv1d, taps=taps, silu=1)
-        x, b, c = g.split(xbc, d_inner, groups * d_state, groups * d_state)
-        dt = g.softplus(dt, blk.ssm_dt.bias)
+    zxbcdt = g.linear(x, blk.ssm_in, width=d_inner + channels + heads)
+    z, xbc, dt = g.split(zxbcdt, d_inner, channels, heads)
+    window = g.state(f"blk.{i}.conv", taps - 1, channels)
+    xbc = g.causal_conv(xbc, window, blk.ssm_conv1d, taps=taps, silu=1)
+    x, b, c = g.split(xbc, d_inner, groups * d_state, groups * d_state)
+    dt = g.softplus(dt, blk.ssm_dt.bias)
 
-        state = g.state(f"blk.{i}.ssm", heads, d_state, head_dim)
-        y = g.recurrence(
-            c, b, x, dt, dt, state, blk.ssm_a, blk.ssm_d,
-            heads=heads, key_heads=groups, mapping=GROUPED, decay="head", erase="none",
-        )  # fmt: skip
-        y = g.rms_norm(y, blk.ssm_norm, z, eps=eps, groups=groups, order=GATE_FIRST)
-        h = g.add(h, g.linear(y, blk.ssm_out, width=d_model))
-    return logits(g, h, w, eps)
+    state = g.state(f"blk.{i}.ssm", heads, d_state, head_dim)
+    y = g.recurrence(
+        c, b, x, dt, dt, state, blk.ssm_a, blk.ssm_d,
+        heads=heads, key_heads=groups, mapping=GROUPED, decay="head", erase="none",
+    )  # fmt: skip
+    y = g.rms_norm(y, blk.ssm_norm, z, eps=eps, groups=groups, order=GATE_FIRST)
+    return g.linear(y, blk.ssm_out, width=p.count("embedding_length"))

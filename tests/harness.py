@@ -15,11 +15,11 @@ import numpy as np
 from keelback.engine.backend import MAX_ROWS, Batch
 from keelback.engine.cpu import CpuBackend
 from keelback.engine.reference import NumpyBackend
-from keelback.engine.state import Layout, State
+from keelback.engine.state import CacheView, Layout, State
 from keelback.engine.weights import WeightStore
 from keelback.kernels.formats import blocks
 from keelback.kernels.formats.gguf import TensorInfo
-from keelback.kernels.op import Kind, Op, Weight
+from keelback.kernels.op import GIVEN, Op, Weight
 from keelback.models.graph import Graph
 
 #: Floats between the columns that two operands use, so that no row is as wide as its buffer.
@@ -73,13 +73,15 @@ def no_notice(text: str) -> None:
 
 @dataclass
 class Played:
-    """What a forward left behind: logits (R, vocabulary) and each sequence's block."""
+    """What a forward left behind: logits (R, vocabulary), each sequence's block and KV rows."""
 
     rows: np.ndarray
     blocks: list[np.ndarray]
+    cached: list[np.ndarray]
 
     def same_bits(self, other: Played) -> bool:
-        pairs = [(self.rows, other.rows), *zip(self.blocks, other.blocks, strict=True)]
+        memory = zip(self.blocks + self.cached, other.blocks + other.cached, strict=True)
+        pairs = [(self.rows, other.rows), *memory]
         return all(np.array_equal(a.view(np.uint32), b.view(np.uint32)) for a, b in pairs)
 
 
@@ -129,15 +131,19 @@ class Case:
     rows     operand slot -> (T, width) float32
     weights  operand slot -> values, or (values, type)
     states   operand slot -> (sequences, *shape) float32: what each sequence starts with
+    caches   operand slot -> what each sequence's KV pages hold, (count, width) float32 each
     lengths  rows of each sequence
+    past     tokens that each sequence has read before, none without
     """
 
     op: Op
     rows: dict[str, np.ndarray] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     states: dict[str, np.ndarray] = field(default_factory=dict)
+    caches: dict[str, list[np.ndarray]] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
     lengths: tuple[int, ...] = (1,)
+    past: tuple[int, ...] = ()
     outputs: np.ndarray | None = None
     ids: np.ndarray | None = None
 
@@ -158,9 +164,12 @@ class Case:
             bound[slot] = tensors.add(slot, values, block)
         for slot, values in self.states.items():
             bound[slot] = graph.state(slot, *values.shape[1:])
-        unnamed = (Kind.IDS, Kind.OUTPUTS)
-        slots = [slot for slot, operand in self.op.operands.items() if operand.kind not in unnamed]
+        for slot, held in self.caches.items():
+            bound[slot] = graph.cache(slot, held[0].shape[1])
+        slots = [slot for slot, operand in self.op.operands.items() if operand.kind not in GIVEN]
         out = graph.apply(self.op, *(bound.get(slot) for slot in slots), **self.attributes)
+        # What only changes a state or the pages leaves nothing to look at.
+        out = out if out.width else bound[next(iter(self.rows))]
         graph.finish(out if out.buffer.outputs else graph.select(out))
         return graph, tensors
 
@@ -170,12 +179,25 @@ class Case:
         poison(machine.backend)
         sequences = [machine.fresh() for _ in self.lengths]
         for i, state in enumerate(sequences):
+            state.position = self.past[i] if self.past else 0
+            state.reserve(self.lengths[i])
+            for page in state.pages:
+                page.fill(np.nan)
+            for ref in machine.layout.caches:
+                view = CacheView(state, ref)
+                view.position = 0
+                view.write(self.caches[ref.name][i])
             for slot, values in self.states.items():
                 state.tensors()[slot][:] = values[i]
         ids = np.arange(sum(self.lengths)) if self.ids is None else self.ids
         parts = np.split(ids, np.cumsum(self.lengths)[:-1])
         rows = machine.forward(parts, sequences, self.outputs)
-        return Played(rows, [state.block for state in sequences])
+        cached = [
+            CacheView(state, ref).read(state.position)
+            for state in sequences
+            for ref in machine.layout.caches
+        ]
+        return Played(rows, [state.block for state in sequences], cached)
 
 
 def error_ratio(got: np.ndarray, want: np.ndarray) -> float:

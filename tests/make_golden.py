@@ -1,7 +1,9 @@
 """Make golden/<name>.npz: the logits of the tiny checkpoints according to the reference libraries.
 
-    python tests/make_golden.py --family mamba,falcon_mamba,mamba2     # torch and transformers
-    python tests/make_golden.py --family gated_deltanet                # flash-linear-attention
+    python tests/make_golden.py --family mamba,falcon_mamba,mamba2,granitemoehybrid,bamba
+    python tests/make_golden.py --family gated_deltanet
+
+The first line needs torch and transformers, the second flash-linear-attention.
 
 Run the second line in a virtual environment of its own: transformers picks up an installed
 flash-linear-attention for other families too and then fails on a CPU.
@@ -34,6 +36,15 @@ import tiny
 
 GOLDEN = Path(__file__).parent / "golden"
 STEP_TOLERANCE = 2e-5  # one call against one token at a time, logits of size about 1
+
+#: transformers 5 keeps experts under other names than it saves them.
+IN_MEMORY = {
+    "block_sparse_moe.experts.gate_up_proj": "block_sparse_moe.input_linear.weight",
+    "block_sparse_moe.experts.down_proj": "block_sparse_moe.output_linear.weight",
+    "block_sparse_moe.router.weight": "block_sparse_moe.router.layer.weight",
+}
+#: Families whose cache goes by the name that attention gave it.
+HYBRIDS = ("gated_deltanet", "granitemoehybrid", "bamba")
 
 log = logging.getLogger("make_golden")
 
@@ -68,7 +79,7 @@ def load(name: str, folder: Path) -> Any:
     )
     if any(info.values()):
         raise SystemExit(f"{name}: loading was not clean: {info}")
-    memory = {key: value.numpy() for key, value in model.state_dict().items()}
+    memory = {on_disk(key): value.numpy() for key, value in model.state_dict().items()}
     if tiny.VARIANTS[name].config["tie_word_embeddings"]:
         head, table = model.get_output_embeddings(), model.get_input_embeddings()
         if head.weight is not table.weight:
@@ -83,6 +94,13 @@ def load(name: str, folder: Path) -> Any:
     return model.eval()
 
 
+def on_disk(key: str) -> str:
+    """The name under which a tensor of the model is saved."""
+    for ours, theirs in IN_MEMORY.items():
+        key = key.replace(ours, theirs)
+    return key
+
+
 def run_at_once(model: Any, ids: np.ndarray) -> np.ndarray:
     """Logits of one call over all ids, without a cache: (n,) -> (n, n_vocab)."""
     import torch
@@ -95,11 +113,14 @@ def run_by_steps(model: Any, ids: np.ndarray) -> np.ndarray:
     """Logits of one call per token with the model's own cache: (n,) -> (n, n_vocab)."""
     import torch
 
-    key = "past_key_values" if model.config.model_type == "gated_deltanet" else "cache_params"
+    key = "past_key_values" if model.config.model_type in HYBRIDS else "cache_params"
     cache, rows = None, []
     with torch.no_grad():
-        for token in torch.from_numpy(ids):
-            out = model(token.reshape(1, 1), use_cache=True, **{key: cache})
+        for i, token in enumerate(torch.from_numpy(ids)):
+            more = {key: cache}
+            if model.config.model_type == "bamba":  # which does not count what the cache holds
+                more["position_ids"] = torch.tensor([[i]])
+            out = model(token.reshape(1, 1), use_cache=True, **more)
             cache = getattr(out, key)
             if cache is None:
                 raise SystemExit(f"{model.config.model_type} returned no cache")

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 import tiny
 from harness import poison
 from keelback.engine.model import Model
-from keelback.engine.state import State
+from keelback.engine.state import CacheView, State
 from keelback.kernels.errors import InvalidInput, NumericalError
 
 #: One of each family; 96 columns, so that Q8_0 applies.
-NAMES = ("mamba-q8", "mamba2-q8", "gdn-q8")
+NAMES = ("mamba-q8", "mamba2-q8", "gdn-q8", "granite-q8")
 TYPES = ("q8_0", "f16", "f32")
 LENGTH = 200
 #: Two chunks of 512 rows, and a rest.
@@ -36,6 +36,13 @@ Read = tuple[np.ndarray, np.ndarray, State]
 
 def bits(array: np.ndarray) -> bytes:
     return np.ascontiguousarray(array).tobytes()
+
+
+def memory(state: State) -> bytes:
+    """All that a state remembers: its block, and the KV rows of the tokens that it has read."""
+    caches = state.layout.caches
+    rows = [CacheView(state, ref).read(state.position) for ref in caches if state.pages]
+    return b"".join(bits(array) for array in (state.block, *rows))
 
 
 @contextmanager
@@ -95,7 +102,7 @@ def test_bits_do_not_depend_on_splits_or_threads(
             logits, state = model.forward(part, state, logits="all")
             every.append(logits)
     assert bits(np.concatenate(every)) == bits(rows)
-    assert bits(state.block) == bits(after.block)
+    assert memory(state) == memory(after)
     assert bits(state.logits) == bits(after.logits)
     assert (state.position, state.digest) == (after.position, after.digest)
 
@@ -127,7 +134,7 @@ def test_bits_do_not_depend_on_company(
         if logits == "all":
             assert bits(np.concatenate(got)) == bits(rows)
         assert bits(got[-1].reshape(-1, got[-1].shape[-1])[-1]) == bits(rows[-1])
-        assert bits(state.block) == bits(after.block)
+        assert memory(state) == memory(after)
         assert bits(state.logits) == bits(after.logits)
 
 
@@ -139,7 +146,7 @@ def test_token_by_token_gives_the_bits_of_one_call(tiny_model, at_once, name):
         for token, row in zip(ids.tolist(), rows, strict=True):
             logits, state = model.forward([token], state)
             assert bits(logits) == bits(row)
-    assert bits(state.block) == bits(after.block)
+    assert memory(state) == memory(after)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,10 +157,10 @@ def test_a_prompt_of_three_chunks_gives_the_bits_of_pieces_of_37(tiny_model, at_
         for start in range(0, LONG, 37):
             logits, state = model.forward(ids[start : start + 37], state)
         assert bits(logits) == bits(rows[-1])
-        assert bits(state.block) == bits(after.block)
+        assert memory(state) == memory(after)
         # Asking for the last row only leaves whole chunks without any.
         logits, state = model.forward(ids)
-        assert bits(logits) == bits(rows[-1]) and bits(state.block) == bits(after.block)
+        assert bits(logits) == bits(rows[-1]) and memory(state) == memory(after)
 
 
 @pytest.mark.parametrize("logits", ["last", "all"])
@@ -163,7 +170,7 @@ def test_a_batch_of_more_rows_than_a_chunk_is_cut_inside_a_sequence(tiny_model, 
     rows, states = model.forward_batch([ids for ids, _, _ in wanted], [None] * 4, logits)
     for row, state, (_, every, after) in zip(rows, states, wanted, strict=True):
         assert bits(row) == bits(every if logits == "all" else every[-1])
-        assert bits(state.block) == bits(after.block) and state.position == after.position
+        assert memory(state) == memory(after) and state.position == after.position
 
 
 def test_progress_counts_the_ids_of_every_chunk(tiny_model):
@@ -177,11 +184,11 @@ def test_a_clone_goes_its_own_way(tiny_model, at_once, name):
     model = tiny_model(name, "q8_0")
     ids, rows, after = at_once(name, "q8_0")
     _, state = model.forward(ids[:120])
-    fork, before = state.clone(), bits(state.block)
+    fork, before = state.clone(), memory(state)
     other, _ = model.forward(ids[:9][::-1].copy(), fork)
-    assert bits(state.block) == before and state.position == 120 and fork.position == 129
+    assert memory(state) == before and state.position == 120 and fork.position == 129
     logits, state = model.forward(ids[120:], state)
-    assert bits(logits) == bits(rows[-1]) and bits(state.block) == bits(after.block)
+    assert bits(logits) == bits(rows[-1]) and memory(state) == memory(after)
     straight, _ = model.forward(np.concatenate([ids[:120], ids[:9][::-1]]))
     assert bits(other) == bits(straight)
 
@@ -206,7 +213,7 @@ def test_calls_from_four_threads_give_the_bits_of_one_after_another(tiny_model, 
         thread.join()
     for result, (_, rows, after) in zip(got, wanted, strict=True):
         assert result is not None
-        assert bits(result[0]) == bits(rows[-1]) and bits(result[1].block) == bits(after.block)
+        assert bits(result[0]) == bits(rows[-1]) and memory(result[1]) == memory(after)
 
 
 # ---- what is refused
@@ -234,10 +241,10 @@ NO_IDS = ([-1], [97], [3, 97, 3], [], [[1, 2]], [1.0], ["1"], [2**63 + 1], np.in
 def test_ids_that_are_no_ids_are_refused_and_leave_the_state_alone(tiny_model, ids):
     model = tiny_model("gdn-q8", "q8_0")
     _, state = model.forward([1, 2, 3])
-    before = bits(state.block)
+    before = memory(state)
     with pytest.raises(InvalidInput):
         model.forward(ids, state)
-    assert bits(state.block) == before and state.position == 3
+    assert memory(state) == before and state.position == 3
 
 
 def test_batches_need_a_state_for_each_sequence(tiny_model):
@@ -254,10 +261,10 @@ def test_logits_that_are_not_finite_are_an_error_and_leave_the_state_alone(tiny_
     model = tiny_model("mamba2-q8", "q8_0", backend)
     _, state = model.forward([1, 2, 3])
     state.tensors()["blk.1.ssm"].fill(np.inf)
-    before, logits = bits(state.block), bits(state.logits)
+    before, logits = memory(state), bits(state.logits)
     with pytest.raises(NumericalError, match="not finite"):
         model.forward([4, 5, 6, 7], state)
-    assert bits(state.block) == before and state.position == 3 and bits(state.logits) == logits
+    assert memory(state) == before and state.position == 3 and bits(state.logits) == logits
 
 
 @pytest.mark.parametrize("backend", ["cpu", "numpy"])

@@ -34,6 +34,7 @@ from keelback.kernels.formats.panels import pack
 from keelback.kernels.norm import GATE_FIRST, NORM_FIRST
 from keelback.kernels.op import FAMILIES, ShapeError, catalogue
 from keelback.kernels.recurrence import GROUPED, TILED
+from keelback.kernels.rotary import halves, neighbours
 from keelback.models.graph import Graph
 
 TOLERANCE = 2e-6
@@ -64,7 +65,8 @@ def _activations() -> None:
         x, y = 3 * normal((size, 1), T, size), normal((size, 2), T, size)
         for op in ("add", "swiglu"):
             case(f"{op}-{size}", op, rows={"x": x, "y": y})
-        for op in ("silu", "sigmoid", "softplus"):
+        case(f"add-scale-{size}", "add", rows={"x": x, "y": y}, attributes={"scale": 0.22})
+        for op in ("scaled", "silu", "sigmoid", "softplus"):
             case(f"{op}-{size}", op, rows={"x": x})
             bias = normal((size, 3), size)
             weights, attributes = {"bias": bias}, {"scale": 2}
@@ -112,6 +114,7 @@ def _quantized() -> None:
     x = normal(9, T, 96)
     x[3], x[4, :32], x[5, 40] = 0, 0, 1e4
     case("quantize-96", "quantize", rows={"x": x})
+    case("quantize-parts", "quantize", rows={"x": x}, attributes={"parts": 3})
     # Halves are where rounding to even shows: 127 is the largest of every block.
     steps = np.tile(np.float32([127, *(n + 0.5 for n in range(-15, 16))]), (T, 1))
     case("quantize-ties", "quantize", rows={"x": steps})
@@ -202,8 +205,79 @@ def _recurrences() -> None:
                 )  # fmt: skip
 
 
+#: Tokens that the sequences have read before; with LENGTHS they end in the middle, on and behind
+#: the boundaries of pages.
+PAST = (0, 63, 120, 257)
+
+
+def _attentions() -> None:
+    for size in SIZES:
+        pages = [normal((size, 33, i), n, size) for i, n in enumerate(PAST)]
+        x = normal((size, 34), T, size)
+        case(f"store-{size}", "store", rows={"x": x}, caches={"cache": pages}, past=PAST)
+    shapes = (
+        (1, 1, 1, 1), (2, 1, 3, 17), (3, 3, 17, 31), (4, 2, 33, 3), (6, 2, 16, 16), (5, 1, 65, 63),
+        (2, 2, 3, 257), (1, 1, 257, 8),
+    )  # fmt: skip
+    for i, (heads, key_heads, d_key, d_value) in enumerate(shapes):
+        held = [n + more for n, more in zip(PAST, LENGTHS, strict=True)]
+        case(
+            f"attention-{heads}/{key_heads}-{d_key}x{d_value}", "attention",
+            rows={"q": 3 * normal((i, 35), T, heads * d_key)},
+            caches={
+                "keys": [normal((i, 36, j), n, key_heads * d_key) for j, n in enumerate(held)],
+                "values": [normal((i, 37, j), n, key_heads * d_value) for j, n in enumerate(held)],
+            },
+            attributes={"heads": heads, "key_heads": key_heads, "scale": d_key**-0.5}, past=PAST,
+        )  # fmt: skip
+
+
+def _rotaries() -> None:
+    styles = {"halves": halves, "neighbours": neighbours}
+    for i, (heads, d_head, count) in enumerate(((1, 2, 2), (3, 5, 4), (2, 33, 32), (5, 65, 64))):
+        x, past = normal((i, 38), T, heads * d_head), (0, 1, 4095, 1 << 20)
+        common = {"heads": heads, "ratio": 10000.0 ** (-2 / count)}
+        for style, pairs in styles.items():
+            case(
+                f"rotary-{style}-{heads}x{d_head}-{count}", "rotary", rows={"x": x}, past=past,
+                attributes=common | pairs(count),
+            )  # fmt: skip
+    case(
+        "rotary-apart", "rotary", rows={"x": normal(39, T, 36)}, past=PAST,
+        attributes={"heads": 3, "count": 6, "step": 2, "gap": 6, "ratio": 0.3},
+    )  # fmt: skip
+
+
+def _experts() -> None:
+    routes = []
+    for experts, used in ((1, 1), (3, 3), (17, 4), (65, 33)):
+        scores = 2 * normal((experts, 40), T, experts)
+        scores[3], scores[4, ::2] = 0, scores[4].max()
+        case(f"route-{used}/{experts}", "route", rows={"scores": scores}, attributes={"used": used})
+        chosen = np.argsort(-scores, axis=1, kind="stable")[:, :used]
+        routes.append(np.concatenate([chosen, uniform(used, 0, 1, T, used)], axis=1))
+    shapes = ((17, 33), (257, 3), (8, 65), (1, 31))
+    whole = {Q8_0: 64, Q4_0: 32, Q4_K: 256, Q6_K: 512}
+    for block in (F32, F16, BF16, *whole):
+        for (width, columns), route in zip(shapes, routes, strict=True):
+            used, columns = route.shape[1] // 2, whole.get(block, columns)
+            experts = int(route[:, :used].max()) + 1
+            weight = (normal((width, 41), experts, width, columns), block)
+            for op, parts in (("expert_linear", 1), ("expert_sum", used)):
+                case(
+                    f"{op}-{block.name}-{used}-{width}x{columns}", op,
+                    rows={
+                        "x": normal((width, 42), T, parts * columns),
+                        "routes": route.astype(np.float32),
+                    },
+                    weights={"weight": weight},
+                    attributes={"width": width, "used": used, "experts": experts},
+                )  # fmt: skip
+
+
 for _register in (
     _activations, _embeddings, _linears, _quantized, _norms, _convolutions, _scans, _recurrences,
+    _attentions, _rotaries, _experts,
 ):  # fmt: skip
     _register()
 
@@ -224,6 +298,8 @@ def test_kernel_agrees_with_its_definition_whatever_the_threads(name):
         for got, want in zip(alone.blocks, defined.blocks, strict=True):
             at = slice(ref.offset, ref.offset + ref.size)
             assert error_ratio(got[at][None], want[at][None]) < TOLERANCE
+    for got, want in zip(alone.cached, defined.cached, strict=True):
+        assert np.array_equal(got, want)
     for threads in (1, 2, 3):
         for delay in (0, 1, 2):
             assert tried.play(machine, threads, delay).same_bits(alone), (threads, delay)

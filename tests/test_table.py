@@ -1,7 +1,6 @@
-"""The op table carries more than today's models: paged KV, per-token routing, cancellation.
+"""The op table and what it carries: paged KV, per-token routing, barriers, cancellation.
 
-Toy ops from outside the package go through the same lowering, walker and states as the real ones;
-barriers and arena places are held against a brute-force account of every float that is touched.
+Barriers and arena places are held against a brute-force account of every float that is touched.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-import toy_ops
 import toy_ops_cpu
 from harness import Machine, Tensors, error_ratio, no_notice, poison
 from keelback.engine.lowering import Program, lower
@@ -33,6 +31,7 @@ from keelback.engine.weights import WeightStore
 from keelback.kernels import table
 from keelback.kernels.formats.blocks import F16, F32, BlockFormat
 from keelback.kernels.op import Kind
+from keelback.models.blocks import attend
 from keelback.models.graph import CacheRef, Graph, Node, StateRef, Value
 
 WIDTH, HEADS, EXPERTS, USED, LAYERS, TAPS, VOCABULARY = 72, 3, 6, 2, 2, 3, 37
@@ -75,16 +74,16 @@ def hybrid() -> tuple[Graph, Tensors]:
         x = g.rms_norm(h, w.add(f"{i}.norm", ones), eps=1e-5)
         qkv = g.linear(x, w.matrix(f"{i}.qkv", 3 * WIDTH, WIDTH, block=F16), width=3 * WIDTH)
         q, k, v = g.split(qkv, WIDTH, WIDTH, WIDTH)
-        keys, values = g.cache(f"{i}.k", WIDTH), g.cache(f"{i}.v", WIDTH)
         scale = (WIDTH / HEADS) ** -0.5
-        o = g.apply(toy_ops.ATTENTION, q, k, v, keys, values, heads=HEADS, scale=scale)
+        o = attend(g, i, q, k, v, heads=HEADS, key_heads=HEADS, scale=scale)
         h = g.add(h, g.linear(o, w.matrix(f"{i}.out", WIDTH, WIDTH, block=F16), width=WIDTH))
         window = g.state(f"{i}.conv", TAPS - 1, WIDTH)
         c = g.causal_conv(h, window, w.matrix(f"{i}.conv", WIDTH, TAPS), taps=TAPS, silu=1)
         x = g.rms_norm(g.add(h, c), w.add(f"{i}.ffn_norm", ones), eps=1e-5)
-        router = g.linear(x, *w.router(f"{i}.router"), width=EXPERTS)
-        m = g.apply(toy_ops.EXPERTS, x, router, w.experts(f"{i}.experts"), width=WIDTH, used=USED)
-        h = g.add(h, m)
+        routes = g.route(g.linear(x, *w.router(f"{i}.router"), width=EXPERTS), used=USED)
+        sizes = {"width": WIDTH, "used": USED, "experts": EXPERTS}
+        up = g.expert_linear(x, routes, w.experts(f"{i}.up"), **sizes)
+        h = g.add(h, g.expert_sum(g.silu(up), routes, w.experts(f"{i}.down"), **sizes))
     h = g.rms_norm(g.select(h), w.add("norm", ones), eps=1e-5)
     g.finish(g.linear(h, w.matrix("head", VOCABULARY, WIDTH), width=VOCABULARY))
     return g, w
@@ -173,18 +172,21 @@ def test_only_the_chosen_experts_are_read(at_once):
 
 def test_equal_scores_go_to_the_lowest_expert():
     graph, tensors = Graph(), Tensors()
-    x = np.ones((1, 4), np.float32)
-    scores = np.float32([[0.5, 2, 2, 2, 0.5]])
-    wide = graph.embedding(tensors.add("rows", np.concatenate([x, scores], axis=1)), width=9)
-    weight = np.arange(5, dtype=np.float32)[:, None, None] * np.ones((5, 3, 4), np.float32)
-    parts = graph.split(wide, 4, 5)
-    out = graph.apply(toy_ops.EXPERTS, *parts, tensors.add("weight", weight), width=3, used=2)
-    graph.finish(graph.select(out))
+    scores = graph.embedding(tensors.add("scores", np.float32([[0.5, 2, 2, 2, 0.5]])), width=5)
+    graph.finish(graph.select(graph.route(scores, used=2)))
     for backend in ("numpy", "cpu"):
         tried = Machine(graph, tensors, backend)
-        rows = tried.forward([[0]], [tried.fresh()])
-        # Experts 1 and 2 of the three that tie: 4 (1 + 2) sigmoid(2).
-        assert np.allclose(rows, 12 / (1 + np.exp(-2.0)), rtol=1e-6)
+        assert tried.forward([[0]], [tried.fresh()]).tolist() == [[1, 2, 0.5, 0.5]]
+
+
+def test_scores_that_are_no_numbers_name_experts_that_exist():
+    graph, tensors = Graph(), Tensors()
+    scores = np.float32([[np.nan] * 4, [1, np.nan, -np.inf, np.inf], [-np.inf] * 4])
+    rows = graph.embedding(tensors.add("scores", scores), width=4)
+    graph.finish(graph.select(graph.route(rows, used=3)))
+    tried = Machine(graph, tensors)
+    for chosen in tried.forward([[0, 1, 2]], [tried.fresh()])[:, :3].tolist():
+        assert len(set(chosen)) == 3 and set(chosen) <= {0, 1, 2, 3}
 
 
 # ---- barriers
@@ -246,7 +248,7 @@ def test_ops_that_share_columns_of_the_pages_wait_for_each_other_and_others_do_n
         caches = [g.cache(f"{i}", 16) for i in range(4)]
         kept = []
         for pair in (caches[:2], caches[:2] if shared else caches[2:]):
-            kept.append(g.apply(toy_ops.ATTENTION, x, x, x, *pair, heads=2, scale=1.0))
+            kept.append(g.attention(x, *pair, heads=2, key_heads=2, scale=1.0))
         g.finish(g.select(g.add(*kept)))
         assert waits(g, tensors) == [0, 1, int(shared), 1]
 

@@ -8,14 +8,13 @@ in golden/ (made once by make_golden.py) stay valid.
 import json
 import math
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Shapes = Iterator[tuple[str, tuple[int, ...]]]
+from tiny_shapes import SHAPES
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _TAGS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -87,7 +86,55 @@ _GDN = _COMMON | {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
+_GRANITE = _COMMON | {
+    "architectures": ["GraniteMoeHybridForCausalLM"],
+    "layer_types": ["mamba", "attention", "mamba"],
+    "num_hidden_layers": 3,
+    "mamba_d_conv": 4,
+    "mamba_d_state": 16,
+    "mamba_expand": 2,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 16,
+    "mamba_conv_bias": True,
+    "mamba_proj_bias": False,
+    "attention_bias": False,
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "position_embedding_type": "nope",
+    "max_position_embeddings": 4096,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "rms_norm_eps": 1e-5,
+    # Multipliers that would be missed, of the size of real ones.
+    "embedding_multiplier": 3.5,
+    "residual_multiplier": 0.6,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 1.7,
+    "tie_word_embeddings": True,
+}
+_BAMBA = _COMMON | {
+    "architectures": ["BambaForCausalLM"],
+    "attn_layer_indices": [1],
+    "num_hidden_layers": 3,
+    "mamba_d_conv": 4,
+    "mamba_d_state": 16,
+    "mamba_expand": 2,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 16,
+    "mamba_conv_bias": True,
+    "mamba_proj_bias": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "max_position_embeddings": 4096,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "pad_token_id": 0,
+}
 _DEFAULTS = {
+    "granitemoehybrid": _GRANITE,
+    "bamba": _BAMBA,
     "mamba": _MAMBA,
     "falcon_mamba": _MAMBA | {"architectures": ["FalconMambaForCausalLM"]},
     "mamba2": _MAMBA2,
@@ -153,93 +200,33 @@ _add("gated_deltanet", "gdn-gva", 52, 71, num_heads=2, head_dim=8, num_v_heads=6
 _add("gated_deltanet", "gdn-q8", 96, 97, num_heads=3, head_dim=32, intermediate_size=160)
 _add("gated_deltanet", "gdn-bf16", 40, 67, num_heads=4, head_dim=10, expand_v=1,
      num_hidden_layers=3, dtype="bfloat16")
+
+_add("granitemoehybrid", "granite-dense", 40, 61, num_attention_heads=5, num_key_value_heads=1,
+     mamba_n_heads=10, mamba_d_head=8, intermediate_size=52, shared_intermediate_size=52)
+_add("granitemoehybrid", "granite-moe", 36, 67, num_attention_heads=6, num_key_value_heads=2,
+     mamba_n_heads=12, mamba_d_head=6, mamba_n_groups=3, mamba_d_state=20, mamba_d_conv=3,
+     num_local_experts=6, num_experts_per_tok=3, intermediate_size=20,
+     shared_intermediate_size=28, tie_word_embeddings=False, gain={"router": 3})
+_add("granitemoehybrid", "granite-rope", 40, 59, num_attention_heads=4, num_key_value_heads=2,
+     mamba_n_heads=5, mamba_d_head=16, intermediate_size=44, shared_intermediate_size=44,
+     position_embedding_type="rope", rope_theta=500.0, attention_bias=True,
+     layer_types=["full_attention", "linear_attention", "full_attention"])
+_add("granitemoehybrid", "granite-q8", 96, 97, num_attention_heads=6, num_key_value_heads=2,
+     mamba_n_heads=12, mamba_d_head=16, mamba_n_groups=2, num_local_experts=5,
+     num_experts_per_tok=2, intermediate_size=64, shared_intermediate_size=96,
+     position_embedding_type="rope", gain={"router": 3})
+_add("bamba", "bamba-grouped", 48, 67, num_attention_heads=4, num_key_value_heads=2,
+     mamba_n_heads=8, mamba_d_head=12, mamba_n_groups=2, intermediate_size=76, attn_rotary_emb=6)
+_add("bamba", "bamba-bias", 48, 53, num_attention_heads=3, num_key_value_heads=3,
+     mamba_n_heads=12, mamba_d_head=8, intermediate_size=52, attn_layer_indices=[0, 2],
+     mamba_proj_bias=True, attention_bias=True, mlp_bias=True, rope_theta=300.0,
+     tie_word_embeddings=True)
 # fmt: on
 
 
-def _mamba_shapes(c: dict[str, Any]) -> Shapes:
-    hidden, inner, state = c["hidden_size"], c["intermediate_size"], c["state_size"]
-    rank = c["time_step_rank"] if c["time_step_rank"] != "auto" else math.ceil(hidden / 16)
-    yield "backbone.embeddings.weight", (c["vocab_size"], hidden)
-    for i in range(c["num_hidden_layers"]):
-        at = f"backbone.layers.{i}."
-        yield at + "norm.weight", (hidden,)
-        yield at + "mixer.in_proj.weight", (2 * inner, hidden)
-        yield at + "mixer.conv1d.weight", (inner, 1, c["conv_kernel"])
-        yield at + "mixer.x_proj.weight", (rank + 2 * state, inner)
-        yield at + "mixer.dt_proj.weight", (inner, rank)
-        yield at + "mixer.dt_proj.bias", (inner,)
-        yield at + "mixer.A_log", (inner, state)
-        yield at + "mixer.D", (inner,)
-        yield at + "mixer.out_proj.weight", (hidden, inner)
-        if c["use_conv_bias"]:
-            yield at + "mixer.conv1d.bias", (inner,)
-        if c["use_bias"]:
-            yield at + "mixer.in_proj.bias", (2 * inner,)
-            yield at + "mixer.out_proj.bias", (hidden,)
-    yield "backbone.norm_f.weight", (hidden,)
-
-
-def _mamba2_shapes(c: dict[str, Any]) -> Shapes:
-    hidden, heads = c["hidden_size"], c["num_heads"]
-    inner = heads * c["head_dim"]
-    conv = inner + 2 * c["n_groups"] * c["state_size"]
-    yield "backbone.embeddings.weight", (c["vocab_size"], hidden)
-    for i in range(c["num_hidden_layers"]):
-        at = f"backbone.layers.{i}."
-        yield at + "norm.weight", (hidden,)
-        yield at + "mixer.in_proj.weight", (inner + conv + heads, hidden)
-        yield at + "mixer.conv1d.weight", (conv, 1, c["conv_kernel"])
-        yield at + "mixer.dt_bias", (heads,)
-        yield at + "mixer.A_log", (heads,)
-        yield at + "mixer.D", (heads,)
-        yield at + "mixer.norm.weight", (inner,)
-        yield at + "mixer.out_proj.weight", (hidden, inner)
-        if c["use_conv_bias"]:
-            yield at + "mixer.conv1d.bias", (conv,)
-        if c["use_bias"]:
-            yield at + "mixer.in_proj.bias", (inner + conv + heads,)
-            yield at + "mixer.out_proj.bias", (hidden,)
-    yield "backbone.norm_f.weight", (hidden,)
-
-
-def _gdn_shapes(c: dict[str, Any]) -> Shapes:
-    hidden, v_heads = c["hidden_size"], c["num_v_heads"] or c["num_heads"]
-    head_v = int(c["head_dim"] * c["expand_v"])
-    key, value = c["num_heads"] * c["head_dim"], v_heads * head_v
-    # Without an intermediate_size the library rounds 2/3 of the ratio up to a multiple of 256.
-    middle = c["intermediate_size"] or -(-int(hidden * c["hidden_ratio"] * 2 / 3) // 256) * 256
-    yield "model.embeddings.weight", (c["vocab_size"], hidden)
-    for i in range(c["num_hidden_layers"]):
-        at = f"model.layers.{i}."
-        yield at + "attn_norm.weight", (hidden,)
-        for part, rows in (("q", key), ("k", key), ("v", value)):
-            yield at + f"attn.{part}_proj.weight", (rows, hidden)
-            yield at + f"attn.{part}_conv1d.weight", (rows, 1, c["conv_size"])
-        yield at + "attn.a_proj.weight", (v_heads, hidden)
-        yield at + "attn.b_proj.weight", (v_heads, hidden)
-        yield at + "attn.A_log", (v_heads,)
-        yield at + "attn.dt_bias", (v_heads,)
-        if c["use_gate"]:
-            yield at + "attn.g_proj.weight", (value, hidden)
-        yield at + "attn.o_norm.weight", (head_v,)
-        yield at + "attn.o_proj.weight", (hidden, value)
-        yield at + "mlp_norm.weight", (hidden,)
-        yield at + "mlp.gate_proj.weight", (middle, hidden)
-        yield at + "mlp.up_proj.weight", (middle, hidden)
-        yield at + "mlp.down_proj.weight", (hidden, middle)
-    yield "model.norm.weight", (hidden,)
-
-
-_SHAPES = {
-    "mamba": _mamba_shapes,
-    "falcon_mamba": _mamba_shapes,
-    "mamba2": _mamba2_shapes,
-    "gated_deltanet": _gdn_shapes,
-}
-
 # End of a tensor name -> the interval it is drawn from; other tensors are matrices.
 _INTERVALS = (
-    (("embeddings.weight",), -0.4, 0.4),
+    (("embeddings.weight", "embed_tokens.weight"), -0.4, 0.4),
     (("norm.weight", "norm_f.weight"), 0.5, 1.5),
     (("A_log",), -1.0, 1.5),
     (("dt_bias", "dt_proj.bias"), -4.0, 0.5),  # steps between 0.02 and 1
@@ -249,7 +236,7 @@ _INTERVALS = (
 )
 # What a layer adds stays near the size of the embeddings: rounding is then not amplified from
 # layer to layer, and the stream remains small enough for a wrong norm eps to show.
-_BRANCH_ENDS = ("out_proj.weight", "o_proj.weight", "down_proj.weight")
+_BRANCH_ENDS = ("out_proj.weight", "o_proj.weight", "down_proj.weight", "output_linear.weight")
 _BRANCH_GAIN = 0.25
 
 
@@ -289,7 +276,7 @@ def _decode(raw: bytes, dtype: str) -> np.ndarray:
 
 
 def _tensors(variant: Variant) -> dict[str, np.ndarray]:
-    shapes = dict(_SHAPES[variant.model_type](variant.config))
+    shapes = dict(SHAPES[variant.model_type](variant.config))
     if not variant.config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (variant.config["vocab_size"], variant.config["hidden_size"])
     return {name: _draw(variant, name, shape) for name, shape in shapes.items()}

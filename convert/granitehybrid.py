@@ -1,0 +1,282 @@
+"""Hugging Face `granitemoehybrid` (Granite-4-H) and `bamba` to GGUF `granitehybrid`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..kernels.errors import InvalidFile, UnsupportedModel
+from .checkpoint import Checkpoint, Source
+from .config import Config
+from .mamba import CONTEXT_LENGTH, add_ends
+from .mamba2 import add_mixer
+from .plan import Part, Plan
+
+MODEL_TYPES = ("granitemoehybrid", "bamba")
+
+#: How releases of transformers have called the two kinds of layer.
+_ATTENTION, _MAMBA = ("attention", "full_attention"), ("mamba", "linear_attention")
+
+#: Granite's multipliers: config's name, GGUF's. All are 1 where config says nothing.
+_SCALES = {
+    "attention_multiplier": "attention.scale", "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale", "logits_scaling": "logit_scale",
+}  # fmt: skip
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Names, shapes and transforms of every tensor; see the GGUF conventions of `granitehybrid`."""
+    config = checkpoint.config
+    config.one_of("hidden_act", "silu", "silu", "swish")
+    bamba = config.get("model_type") == "bamba"
+    d_model = config.count("hidden_size")
+    keys = {
+        "embedding_length": d_model,
+        "block_count": config.count("num_hidden_layers"),
+        "attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", 1e-5 if bamba else 1e-6),
+        **_attention_keys(config, d_model),
+        **_position_keys(config, bamba),
+        **_mixer_keys(config, d_model),
+        **(_mlp_keys(config) if bamba else _granite_keys(config)),
+    }
+    result = Plan("granitehybrid", keys)
+    if keys["ssm.inner_size"] != 2 * d_model:
+        result.remark(
+            f"for keelback only: the inner size {keys['ssm.inner_size']} is not twice the hidden "
+            f"size {d_model}"
+        )
+    last = "model.final_layernorm.weight" if bamba else "model.norm.weight"
+    add_ends(result, checkpoint, "model.embed_tokens.weight", last)
+    for i in range(keys["block_count"]):
+        _add_norms(result, checkpoint, i, "pre_ff" if bamba else "post_attention")
+        if keys["attention.head_count_kv"][i]:
+            _add_attention(result, checkpoint, i)
+        else:
+            add_mixer(result, checkpoint, f"model.layers.{i}.mamba", f"blk.{i}")
+        (_add_mlp if bamba else _add_experts)(result, checkpoint, i)
+    return result
+
+
+def _attention_keys(config: Config, d_model: int) -> dict[str, Any]:
+    heads = config.count("num_attention_heads", 32)
+    key_heads = config.count("num_key_value_heads", heads)
+    if heads % key_heads or d_model % heads:
+        raise InvalidFile(
+            f"{config.path}: num_attention_heads is {heads}, which does not go with "
+            f"num_key_value_heads {key_heads} and hidden_size {d_model}"
+        )
+    if config.count("head_dim", d_model // heads) != d_model // heads:
+        raise UnsupportedModel(
+            f"{config.path}: head_dim is {config.get('head_dim')}, and this architecture knows "
+            f"only hidden_size / num_attention_heads, {d_model // heads}"
+        )
+    layers = _layer_types(config)
+    if all(layers):
+        raise UnsupportedModel(
+            f"{config.path}: all layers are attention; keelback runs models with recurrent layers"
+        )
+    return {
+        "attention.head_count": heads,
+        "attention.head_count_kv": [key_heads if attention else 0 for attention in layers],
+    }
+
+
+def _layer_types(config: Config) -> list[bool]:
+    """For each layer, whether it is one of attention."""
+    count = config.count("num_hidden_layers")
+    types = config.get("layer_types", config.get("layers_block_type"))
+    if types is not None:
+        if not isinstance(types, list) or len(types) != count:
+            raise InvalidFile(f"{config.path}: layer_types does not name {count} layers")
+        for kind in types:
+            if kind not in (*_ATTENTION, *_MAMBA):
+                raise UnsupportedModel(
+                    f"{config.path}: layer_types names {str(kind)[:40]!r}; keelback runs "
+                    "attention and mamba"
+                )
+        return [kind in _ATTENTION for kind in types]
+    indices = config.get("attn_layer_indices", [])
+    if not isinstance(indices, list) or any(type(i) is not int for i in indices):
+        raise InvalidFile(f"{config.path}: attn_layer_indices is no list of whole numbers")
+    if not indices and config.get("attn_layer_period") is not None:
+        period, offset = config.count("attn_layer_period"), config.get("attn_layer_offset", 0)
+        return [i % period == offset for i in range(count)]
+    return [i in indices for i in range(count)]
+
+
+def _position_keys(config: Config, bamba: bool) -> dict[str, Any]:
+    """Rotary positions, or none: then nothing ends at a length, and llama.cpp says 2^20."""
+    head = config.count("hidden_size") // config.count("num_attention_heads", 32)
+    rope = config.get("rope_parameters", config.get("rope_scaling", {}))
+    if not isinstance(rope, dict):
+        raise InvalidFile(f"{config.path}: rope_parameters is no object")
+    kind = config.get("position_embedding_type", "rope" if bamba else "nope")
+    if kind not in ("rope", "nope"):
+        raise UnsupportedModel(
+            f"{config.path}: position_embedding_type is {str(kind)[:40]!r}; keelback runs rope "
+            "and nope"
+        )
+    rotary, inner = bamba or kind == "rope", Config(config.path, rope)
+    scaling = inner.get("rope_type", inner.get("type", "default"))
+    if rotary and scaling != "default":
+        raise UnsupportedModel(
+            f"{config.path}: rope_type is {str(scaling)[:40]!r}; keelback runs rotary positions "
+            "without scaling"
+        )
+    keys: dict[str, Any] = {
+        "rope.scaling.finetuned": rotary, "rope.dimension_count": head,
+        "context_length": CONTEXT_LENGTH,
+    }  # fmt: skip
+    if rotary:
+        keys["context_length"] = config.count("max_position_embeddings", 262144 if bamba else 2048)
+    theta = inner.number("rope_theta", None) if "rope_theta" in rope else None
+    theta = theta or (config.number("rope_theta") if config.get("rope_theta") else None)
+    if theta or rotary:
+        keys["rope.freq_base"] = theta or 10000.0
+    if bamba:
+        keys |= _partial_rotation(config, inner, head)
+    return keys
+
+
+def _partial_rotation(config: Config, rope: Config, head: int) -> dict[str, int]:
+    """Bamba turns a part of every head, half of it unless it says otherwise.
+
+    llama.cpp turns the right values if only those are rearranged for it; its own converter
+    rearranges whole heads, so a key of ours tells the two kinds of file apart.
+    """
+    count = int(head * rope.number("partial_rotary_factor", 0.5))
+    if config.count("attn_rotary_emb", count) != count or count % 2 or not 0 < count <= head:
+        raise UnsupportedModel(
+            f"{config.path}: attn_rotary_emb is {config.get('attn_rotary_emb')}, where "
+            f"partial_rotary_factor turns {count} values of {head}; keelback runs an even number, "
+            "of which both agree"
+        )
+    keys = {"rope.dimension_count": count}
+    return keys if count == head else {**keys, "rope.rearranged_count": count}
+
+
+def _mixer_keys(config: Config, d_model: int) -> dict[str, Any]:
+    heads, groups = config.count("mamba_n_heads", 128), config.count("mamba_n_groups", 1)
+    d_inner = config.count("mamba_expand", 2) * d_model
+    automatic = config.get("mamba_d_head", "auto") == "auto"
+    if heads % groups or d_inner % heads:
+        raise InvalidFile(
+            f"{config.path}: mamba_n_heads is {heads}, which does not go with mamba_n_groups "
+            f"{groups} and an inner size of {d_inner}"
+        )
+    if not automatic and config.count("mamba_d_head") * heads != d_inner:
+        raise InvalidFile(
+            f"{config.path}: mamba_d_head is {config.get('mamba_d_head')}, and {heads} heads have "
+            f"to make {d_inner}"
+        )
+    return {
+        "ssm.conv_kernel": config.count("mamba_d_conv", 4),
+        "ssm.inner_size": d_inner,
+        "ssm.state_size": config.count("mamba_d_state", 256),
+        "ssm.time_step_rank": heads,
+        "ssm.group_count": groups,
+    }
+
+
+def _mlp_keys(config: Config) -> dict[str, Any]:
+    return {"feed_forward_length": config.count("intermediate_size", 14336)}
+
+
+def _granite_keys(config: Config) -> dict[str, Any]:
+    """Multipliers and experts; a model without experts has only what others share."""
+    shared = config.count("shared_intermediate_size", 1024)
+    experts = 0 if config.get("num_local_experts", 8) == 0 else config.count("num_local_experts", 8)
+    used = config.count("num_experts_per_tok", 2) if experts else 0
+    if used > experts:
+        raise InvalidFile(
+            f"{config.path}: num_experts_per_tok is {used}, more than num_local_experts {experts}"
+        )
+    return {
+        **{ours: config.number(theirs, 1.0) for theirs, ours in _SCALES.items()},
+        "feed_forward_length": config.count("intermediate_size", 11008) if experts else shared,
+        "expert_shared_feed_forward_length": shared,
+        "expert_count": experts,
+        "expert_used_count": used,
+    }
+
+
+def _add_norms(result: Plan, checkpoint: Checkpoint, i: int, second: str) -> None:
+    d_model = result.keys["embedding_length"]
+    for hf, gguf in (("input", "attn"), (second, "ffn")):
+        norm = checkpoint.require(f"model.layers.{i}.{hf}_layernorm.weight", d_model)
+        result.add(f"blk.{i}.{gguf}_norm.weight", (d_model,), norm)
+
+
+def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    keys = result.keys
+    d_model, heads = keys["embedding_length"], keys["attention.head_count"]
+    key_heads, d_head = keys["attention.head_count_kv"][i], d_model // heads
+    turned = keys.get("rope.rearranged_count", d_head)
+    for name, gguf, count in (
+        ("q", "q", heads), ("k", "k", key_heads), ("v", "v", key_heads), ("o", "output", heads),
+    ):  # fmt: skip
+        shape = (d_model, d_model) if name == "o" else (count * d_head, d_model)
+        order = _side_by_side(count, d_head, turned) if name in "qk" else None
+        hf, target = f"model.layers.{i}.self_attn.{name}_proj", f"blk.{i}.attn_{gguf}"
+        weight = Part(checkpoint.require(f"{hf}.weight", *shape), rows=order)
+        result.add(f"{target}.weight", shape, weight)
+        bias = checkpoint.find(f"{hf}.bias", shape[0])
+        if bias is not None:
+            result.add(f"{target}.bias", shape[:1], Part(bias, columns=order))
+
+
+def _side_by_side(heads: int, d_head: int, turned: int) -> np.ndarray:
+    """Rows of queries or keys, so that rotary pairs (i, i + turned / 2) become (2 i, 2 i + 1).
+
+    As llama.cpp does it; where nothing is turned it changes no product of a query and a key.
+    """
+    half = turned // 2
+    order = np.arange(d_head)
+    order[: 2 * half] = order[: 2 * half].reshape(2, half).T.reshape(-1)
+    return (d_head * np.arange(heads)[:, None] + order).reshape(-1)
+
+
+def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    d_model, d_ff = result.keys["embedding_length"], result.keys["feed_forward_length"]
+    for part, *shape in (("gate", d_ff, d_model), ("up", d_ff, d_model), ("down", d_model, d_ff)):
+        hf, target = f"model.layers.{i}.feed_forward.{part}_proj", f"blk.{i}.ffn_{part}"
+        weight = checkpoint.require(f"{hf}.weight", *shape)
+        result.add(f"{target}.weight", tuple(shape), weight)
+        bias = checkpoint.find(f"{hf}.bias", shape[0])
+        if bias is not None:
+            result.add(f"{target}.bias", (shape[0],), bias)
+
+
+def _add_experts(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    keys, need, layer = result.keys, checkpoint.require, f"model.layers.{i}"
+    d_model, d_ff = keys["embedding_length"], keys["feed_forward_length"]
+    experts, shared = keys["expert_count"], keys["expert_shared_feed_forward_length"]
+    kind = "_shexp" if experts else ""
+    source = need(f"{layer}.shared_mlp.input_linear.weight", 2 * shared, d_model)
+    _add_halves(result, f"blk.{i}", kind, source, (shared, d_model))
+    source = need(f"{layer}.shared_mlp.output_linear.weight", d_model, shared)
+    result.add(f"blk.{i}.ffn_down{kind}.weight", (d_model, shared), source)
+    if not experts:
+        return
+    moe = f"{layer}.block_sparse_moe"
+    router = need(f"{moe}.router.layer.weight", experts, d_model)
+    result.add(f"blk.{i}.ffn_gate_inp.weight", (experts, d_model), router)
+    source = need(f"{moe}.input_linear.weight", experts, 2 * d_ff, d_model)
+    _add_halves(result, f"blk.{i}", "_exps", source, (experts, d_ff, d_model))
+    source = need(f"{moe}.output_linear.weight", experts, d_model, d_ff)
+    # Seen as one matrix, so that it is not read an expert at a time.
+    source = replace(source, shape=(experts * d_model, d_ff))
+    result.add(f"blk.{i}.ffn_down_exps.weight", (experts, d_model, d_ff), source)
+
+
+def _add_halves(result: Plan, blk: str, kind: str, source: Source, shape: tuple[int, ...]) -> None:
+    """Gate and up, which lie in one matrix, or in one of each expert: first the gate's rows."""
+    width, d_model = shape[-2:]
+    rows = np.arange(math.prod(source.shape[:-1])).reshape(-1, 2, width)
+    matrix = replace(source, shape=(rows.size, d_model))
+    for part, half in (("gate", 0), ("up", 1)):
+        index = rows[:, half].reshape(-1)
+        result.add(f"{blk}.ffn_{part}{kind}.weight", shape, Part(matrix, rows=index))
