@@ -7,15 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import (
-    exponent,
-    fma,
-    mantissa,
-    scale_by_power,
-    splat,
-    where_equal,
-    where_less,
-)
+from .float_bits import exponent, mantissa, scale_by_power
+from .intrinsics import fma, splat, where_equal, where_less
 from .jit import inline
 
 _F = np.float32

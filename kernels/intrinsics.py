@@ -37,16 +37,16 @@ f32x16 = VectorType()
 @register_model(VectorType)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
-        super().__init__(manager, kind, _lanes(_F32))
+        super().__init__(manager, kind, lanes_of(_F32))
 
 
-def _lanes(element: ir.Type, count: int = LANES) -> ir.VectorType:
+def lanes_of(element: ir.Type, count: int = LANES) -> ir.VectorType:
     return ir.VectorType(element, count)
 
 
-def _bits(value: int) -> ir.Constant:
+def ints(value: int) -> ir.Constant:
     """16 copies of a whole number."""
-    return ir.Constant(_lanes(_I32), [value] * LANES)
+    return ir.Constant(lanes_of(_I32), [value] * LANES)
 
 
 def call_llvm(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
@@ -56,10 +56,10 @@ def call_llvm(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value
 
 
 def _splat(builder: ir.IRBuilder, value: ir.Value, count: int = LANES) -> ir.Value:
-    vector = _lanes(value.type, count)
+    vector = lanes_of(value.type, count)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
     return builder.shuffle_vector(
-        first, ir.Constant(vector, ir.Undefined), ir.Constant(_lanes(_I32, count), None)
+        first, ir.Constant(vector, ir.Undefined), ir.Constant(lanes_of(_I32, count), None)
     )
 
 
@@ -100,7 +100,7 @@ def f16_at(_typing, address):
         if isa().f16c:
             return builder.fpext(builder.load(pointer, align=1), _F32)
         first = builder.insert_element(
-            ir.Constant(_lanes(_F16), None), builder.load(pointer, align=1), _I32(0)
+            ir.Constant(lanes_of(_F16), None), builder.load(pointer, align=1), _I32(0)
         )
         return builder.extract_element(_widen_f16(builder, first), _I32(0))
 
@@ -125,12 +125,12 @@ def prefetch(_typing, address):
 
 def first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
     """A mask of the first `count` lanes."""
-    numbers = ir.Constant(_lanes(_I32), list(range(LANES)))
+    numbers = ir.Constant(lanes_of(_I32), list(range(LANES)))
     return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, _I32)))
 
 
 def _masked_load(builder, address, element, name, count):
-    vector = _lanes(element)
+    vector = lanes_of(element)
     pointer = pointer_to(builder, address, vector)
     zero, mask = ir.Constant(vector, None), first_lanes(builder, count)
     return call_llvm(
@@ -141,25 +141,27 @@ def _masked_load(builder, address, element, name, count):
 def _widen_f16(builder, half):
     """Halves as floats; without the instruction for it, by moving their bits."""
     if isa().f16c:
-        return builder.fpext(half, _lanes(_F32))
-    bits = builder.zext(builder.bitcast(half, _lanes(_I16)), _lanes(_I32))
-    sign = builder.shl(builder.and_(bits, _bits(0x8000)), _bits(16))
-    magnitude = builder.and_(bits, _bits(0x7FFF))
+        return builder.fpext(half, lanes_of(_F32))
+    bits = builder.zext(builder.bitcast(half, lanes_of(_I16)), lanes_of(_I32))
+    sign = builder.shl(builder.and_(bits, ints(0x8000)), ints(16))
+    magnitude = builder.and_(bits, ints(0x7FFF))
     # Another bias of the exponent; infinity's and NaN's is moved to the top.
-    shifted = builder.add(builder.shl(magnitude, _bits(13)), _bits(112 << 23))
-    huge = builder.icmp_unsigned(">=", magnitude, _bits(0x7C00))
-    normal = builder.select(huge, builder.add(shifted, _bits(112 << 23)), shifted)
+    shifted = builder.add(builder.shl(magnitude, ints(13)), ints(112 << 23))
+    huge = builder.icmp_unsigned(">=", magnitude, ints(0x7C00))
+    normal = builder.select(huge, builder.add(shifted, ints(112 << 23)), shifted)
     tiny = builder.fmul(
-        builder.sitofp(magnitude, _lanes(_F32)), ir.Constant(_lanes(_F32), [2.0**-24] * LANES)
+        builder.sitofp(magnitude, lanes_of(_F32)), ir.Constant(lanes_of(_F32), [2.0**-24] * LANES)
     )
-    small = builder.icmp_unsigned("<", magnitude, _bits(0x0400))
-    value = builder.select(small, builder.bitcast(tiny, _lanes(_I32)), normal)
-    return builder.bitcast(builder.or_(value, sign), _lanes(_F32))
+    small = builder.icmp_unsigned("<", magnitude, ints(0x0400))
+    value = builder.select(small, builder.bitcast(tiny, lanes_of(_I32)), normal)
+    return builder.bitcast(builder.or_(value, sign), lanes_of(_F32))
 
 
 def _widen_bf16(builder, bits):
-    wide = builder.shl(builder.zext(bits, _lanes(_I32)), ir.Constant(_lanes(_I32), [16] * LANES))
-    return builder.bitcast(wide, _lanes(_F32))
+    wide = builder.shl(
+        builder.zext(bits, lanes_of(_I32)), ir.Constant(lanes_of(_I32), [16] * LANES)
+    )
+    return builder.bitcast(wide, lanes_of(_F32))
 
 
 def _loads(element, name, widen):
@@ -169,7 +171,7 @@ def _loads(element, name, widen):
     def load(_typing, address):
         def emit(context, builder, signature, args):
             return widen(
-                builder, builder.load(pointer_to(builder, args[0], _lanes(element)), align=1)
+                builder, builder.load(pointer_to(builder, args[0], lanes_of(element)), align=1)
             )
 
         return f32x16(types.int64), emit
@@ -308,7 +310,9 @@ def fold(builder: ir.IRBuilder, vector: ir.Value, combine) -> ir.Value:
         count //= 2
         low, high = (
             builder.shuffle_vector(
-                vector, vector, ir.Constant(_lanes(_I32, count), list(range(start, start + count)))
+                vector,
+                vector,
+                ir.Constant(lanes_of(_I32, count), list(range(start, start + count))),
             )
             for start in (0, count)
         )
@@ -345,47 +349,11 @@ def store_bytes(_typing, address, vector):
 
     def emit(context, builder, signature, args):
         rounded = call_llvm(builder, "llvm.rint.v16f32", args[1].type, args[1])
-        narrow = builder.fptosi(rounded, _lanes(_I8))
+        narrow = builder.fptosi(rounded, lanes_of(_I8))
         builder.store(narrow, pointer_to(builder, args[0], narrow.type), align=1)
         return context.get_dummy_value()
 
     return types.void(types.int64, f32x16), emit
-
-
-@intrinsic
-def scale_by_power(_typing, vector, power):
-    """vector * 2**n, n from -126 to 127, where power is n + 1.5 * 2**23: n in its lowest bits."""
-
-    def emit(context, builder, signature, args):
-        bits = builder.shl(builder.bitcast(args[1], _lanes(_I32)), _bits(23))
-        factor = builder.bitcast(builder.add(bits, _bits(127 << 23)), _lanes(_F32))
-        return builder.fmul(args[0], factor)
-
-    return f32x16(f32x16, f32x16), emit
-
-
-def _float_bits(part):
-    @intrinsic
-    def function(_typing, vector):
-        def emit(context, builder, signature, args):
-            return part(builder, builder.bitcast(args[0], _lanes(_I32)))
-
-        return f32x16(f32x16), emit
-
-    return function
-
-
-#: The exponent e and the mantissa m in [0.5, 1) of positive numbers x = m 2**e.
-exponent = _float_bits(
-    lambda builder, x: builder.sitofp(
-        builder.sub(builder.lshr(x, _bits(23)), _bits(126)), _lanes(_F32)
-    )
-)
-mantissa = _float_bits(
-    lambda builder, x: builder.bitcast(
-        builder.or_(builder.and_(x, _bits(0x007FFFFF)), _bits(0x3F000000)), _lanes(_F32)
-    )
-)
 
 
 def stack(count: int) -> Any:

