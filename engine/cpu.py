@@ -37,7 +37,7 @@ class CpuBackend:
         found = addresses(wanted, notice, progress)
         self._program.records[:, table.KERNEL] = [found[name] for name, _ in self._program.kernels]
         self._kernels = {name: found[name] for name, _ in KERNELS}
-        self._arena = aligned(self._program.arena_bytes // 4)
+        self._arena = pages(self._program.arena_bytes).view(np.float32)
         self._counters = np.zeros(len(self._program.records), np.int64)
         # All threads spin on this counter: it has a cache line of its own.
         self._arrivals = aligned(16).view(np.int64)

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 
-from .access import address, claim, first_row, integer, present, sequences, state, stride, width
+from .access import (
+    address,
+    claim,
+    first_row,
+    integer,
+    present,
+    rows,
+    sequences,
+    state,
+    stride,
+    width,
+)
 from .elementary import silu
-from .intrinsics import LANES, fma, load_first, splat, store_first
+from .intrinsics import LANES, fma, load, load_first, splat, store_first
 from .jit import inline, kernel
 
 OUT, X, WINDOW, WEIGHT, BIAS = 0, 1, 2, 3, 4
 FLOAT = 4
 STRIP = 256
+ROWS_A_BLOCK = 32
 ZERO = np.float32(0)
 
 
@@ -23,35 +35,70 @@ def tap_address(x, step, window, columns, first, row, past):
     return window + (row - past - first) * FLOAT * columns
 
 
+@inline
+def any_row(x, step, window, columns, first, row, taps, weight, total, at, lanes):
+    """The sum over all taps, wherever their inputs lie."""
+    for tap in range(taps):
+        source = tap_address(x, step, window, columns, first, row, taps - 1 - tap)
+        factor = load_first(weight + tap * FLOAT * columns + at, lanes)
+        total = fma(load_first(source + at, lanes), factor, total)
+    return total
+
+
+@inline
+def row_of_four(newest, step, weight, weight_step, total):
+    """The same sum, in the same order, for four taps whose inputs are rows of this forward."""
+    total = fma(load(newest - 3 * step), load(weight), total)
+    total = fma(load(newest - 2 * step), load(weight + weight_step), total)
+    total = fma(load(newest - step), load(weight + 2 * weight_step), total)
+    return fma(load(newest), load(weight + 3 * weight_step), total)
+
+
+@inline
+def move_window(x, step, window, columns, first, after, taps, start, end):
+    """Keep the last inputs. Oldest first, so that none is overwritten before it has moved on."""
+    window_end = window + (taps - 1) * FLOAT * columns
+    for tap in range(taps - 1):
+        source = tap_address(x, step, window_end, columns, first, after, taps - 1 - tap)
+        for column in range(start, end, LANES):
+            lanes, at = min(LANES, end - column), FLOAT * column
+            store_first(window + tap * FLOAT * columns + at, load_first(source + at, lanes), lanes)
+
+
 @kernel("causal_conv")
 def causal_conv(op, context, thread, threads):
     out, x, columns = address(op, context, OUT), address(op, context, X), width(op, OUT)
     weight, taps, activate = address(op, context, WEIGHT), integer(op, 0), integer(op, 1)
     bias = address(op, context, BIAS) if present(op, BIAS) else 0
-    step, strips = stride(op, X), (columns + STRIP - 1) // STRIP
+    step, weight_step = stride(op, X), FLOAT * columns
+    # Blocks are strips of channels of one sequence, or many of its rows, whole ones, in a prompt.
+    many = rows(op, context) >= 2 * ROWS_A_BLOCK
+    strip = columns if many else STRIP
+    strips = (columns + strip - 1) // strip
+    row_blocks = (rows(op, context) + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK if many else 1
     block = claim(op, context)
-    while block < strips * sequences(context):
-        sequence, start = block // strips, block % strips * STRIP
-        end = min(columns, start + STRIP)
+    while block < row_blocks * strips * sequences(context):
+        sequence, start = block // (row_blocks * strips), block % strips * strip
+        end = min(columns, start + strip)
         first, after = first_row(context, sequence), first_row(context, sequence + 1)
+        begin = first + block // strips % row_blocks * ROWS_A_BLOCK
+        stop = min(after, begin + ROWS_A_BLOCK) if many else after
         # The row after the window's last: where an input of this forward's first row would lie.
         window = state(op, context, WINDOW, sequence)
-        window_end = window + (taps - 1) * FLOAT * columns
-        for row in range(first, after):
+        window_end = window + (taps - 1) * weight_step
+        for row in range(begin, stop):
+            here, to = x + row * step, out + row * stride(op, OUT)
             for column in range(start, end, LANES):
                 lanes, at = min(LANES, end - column), FLOAT * column
                 total = load_first(bias + at, lanes) if bias != 0 else splat(ZERO)
-                for tap in range(taps):
-                    source = tap_address(x, step, window_end, columns, first, row, taps - 1 - tap)
-                    factor = load_first(weight + tap * FLOAT * columns + at, lanes)
-                    total = fma(load_first(source + at, lanes), factor, total)
-                total = silu(total) if activate != 0 else total
-                store_first(out + row * stride(op, OUT) + at, total, lanes)
-        # Oldest first, so that no input is overwritten before it has moved on.
-        for tap in range(taps - 1):
-            source = tap_address(x, step, window_end, columns, first, after, taps - 1 - tap)
-            for column in range(start, end, LANES):
-                lanes, at = min(LANES, end - column), FLOAT * column
-                moved = load_first(source + at, lanes)
-                store_first(window + tap * FLOAT * columns + at, moved, lanes)
+                if taps == 4 and lanes == LANES and row - first >= 3:
+                    total = row_of_four(here + at, step, weight + at, weight_step, total)
+                else:
+                    total = any_row(
+                        x, step, window_end, columns, first, row, taps, weight, total, at, lanes
+                    )
+                store_first(to + at, silu(total) if activate != 0 else total, lanes)
+        # Only the first rows look at the window, and they have done so.
+        if begin == first:
+            move_window(x, step, window, columns, first, after, taps, start, end)
         block = claim(op, context)

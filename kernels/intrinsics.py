@@ -303,6 +303,10 @@ for _symbol, _function in (
     _operator(_symbol, _function)
 
 
+def _numbers(start: int, count: int) -> ir.Constant:
+    return ir.Constant(lanes_of(_I32, count), list(range(start, start + count)))
+
+
 def fold(builder: ir.IRBuilder, vector: ir.Value, combine) -> ir.Value:
     """Combine lanes i and i + half, again and again: a tree whose shape never changes."""
     count = LANES
