@@ -46,6 +46,7 @@ class CpuBackend:
         self._context = self._fixed_context()
         with pool().turn:
             pool().call(lambda: packing.pack(weights, found, self._pack), CancelFlag())
+        weights.fill()
 
     def _fixed_context(self) -> np.ndarray:
         """The fields that no call changes."""

@@ -50,6 +50,7 @@ class Model:
             backend, self.graph, WeightStore(self.file, notice), threads, notice, progress
         )
         self.notice = notice
+        self.file.release_all()
 
     @property
     def metadata(self) -> Any:
@@ -76,6 +77,7 @@ class Model:
             data = self.file.data(info)
             for start in (0, max(0, info.nbytes // 2), max(0, info.nbytes - _SAMPLE)):
                 digest.update(data[start : start + _SAMPLE].tobytes())
+        self.file.release_all()
         return digest.hexdigest()
 
     def new_state(self) -> State:

@@ -23,6 +23,7 @@ from ..kernels import op
 from ..kernels.isa import isa
 from ..kernels.table import SYMBOL
 from .cache import ObjectFolder
+from .platform import release_library
 
 _PACKAGE = op.__name__.rpartition(".")[0]
 
@@ -49,6 +50,9 @@ def addresses(
         wanted = [kernel for kernel in asked if kernel not in _loaded]
         for kernel, code in _codes(wanted, notice, progress).items():
             _loaded[kernel] = _load(code)
+        if wanted:
+            # What loads kernels is tens of megabytes, and is not needed any more.
+            release_library("libllvmlite")
         return {kernel[0]: _loaded[kernel] for kernel in asked}
 
 

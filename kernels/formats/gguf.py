@@ -168,12 +168,23 @@ class GGUF:
         """The bytes of a tensor: uint8, read-only, a view of the map."""
         return np.frombuffer(self.map, np.uint8, info.nbytes, info.offset)
 
-    def release(self, info: TensorInfo) -> None:
-        """Give back the memory of a tensor's whole pages; whoever reads them again, waits."""
+    def release(self, info: TensorInfo, start: int = 0, end: int | None = None) -> None:
+        """Give back the memory of the whole pages in bytes `start` to `end` of a tensor.
+
+        Whoever reads them again, waits.
+        """
+        last = info.nbytes if end is None else end
+        self._release(info.offset + start, info.offset + last)
+
+    def release_all(self) -> None:
+        """Give back all memory: reading a tensor brings in pages of its neighbours too."""
+        self._release(0, len(self.map))
+
+    def _release(self, start: int, end: int) -> None:
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
-        start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = end // mmap.PAGESIZE * mmap.PAGESIZE
         if end > start:
             with contextlib.suppress(OSError):
                 self.map.madvise(mmap.MADV_DONTNEED, start, end - start)
