@@ -141,6 +141,7 @@ class WeightStore:
         def load() -> None:
             values = self._values(weight)
             data[:] = (values if operand.pack is None else operand.pack(values)).reshape(-1)
+            self.file.release(self.file.tensors[weight.name])
 
         self._pending.append(load)
         return Stored(data.view(np.uint8), F32, shape[-1] * 4, data.size)
