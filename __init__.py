@@ -53,15 +53,24 @@ _LATER = {
 }
 
 
-def load(path: str | Path, threads: int | None = None, backend: str = "cpu") -> Model:
+def load(
+    path: str | Path,
+    threads: int | None = None,
+    backend: str = "cpu",
+    repack: bool | None = None,
+    max_ram: str | int | None = None,
+) -> Model:
     """Load a GGUF file, or the embedded model "demo".
 
     threads: default one a processor. backend: "cpu" (compiled kernels) or "numpy" (slow).
-    Raises InvalidFile for a damaged file, UnsupportedModel for an unknown architecture.
+    repack: rearrange quantized weights in memory, or compute from the file's pages, with the same
+    bits; without, as memory allows. max_ram: bytes, or a text as "2G", that must do.
+    Raises InvalidFile for a damaged file, UnsupportedModel for an unknown architecture,
+    InvalidInput for a model that does not fit into memory.
     """
     from .engine.model import Model
 
-    return Model(path, threads, backend)
+    return Model(path, threads, backend, repack=repack, max_ram=max_ram)
 
 
 def __getattr__(name: str) -> Any:

@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .engine.options import bench_options, model_options, sampling_options
-from .engine.printing import bar, bars, notice, print_rows, rate, shown, size
+from .engine.options import (
+    bench_options,
+    memory_options,
+    model_options,
+    plan_options,
+    sampling_options,
+)
+from .engine.printing import bar, bars, notice, planned, print_rows, rate, shown, size
 from .kernels.errors import InvalidInput, KeelbackError
 
 if TYPE_CHECKING:
@@ -53,6 +59,7 @@ def main() -> None:
 @click.argument("model", required=False)
 @click.argument("prompt", required=False)
 @model_options
+@memory_options
 @click.option(
     "-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, in place of PROMPT."
 )
@@ -196,6 +203,25 @@ def info(model: str | None, model_option: str | None, as_json: bool) -> None:
             click.echo(f"{name.replace('_', ' '):18} {shown(value)}")
 
 
+@main.command("plan")
+@click.argument("model", required=False)
+@plan_options
+def plan_command(model: str | None, model_option: str | None, **options: Any) -> None:
+    """Show what memory a run of MODEL takes, before it is loaded.
+
+    The sum is what is resident at the peak, while a prompt is read. The system can take back the
+    pages of weights that stay in the file, "mapped", where memory is short.
+    """
+    from .engine.cpu import check_threads
+    from .engine.footprint import plan
+
+    facts = plan(
+        _one(model, model_option, "model") or "demo", check_threads(options["threads"]),
+        options["repack"], options["context"], options["sequences"],
+    )  # fmt: skip
+    click.echo(json.dumps(facts, indent=2) if options["as_json"] else planned(facts))
+
+
 @main.command()
 @click.argument("model", required=False)
 @click.argument("text", required=False)
@@ -227,6 +253,7 @@ def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **op
 @main.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @bench_options
+@memory_options
 def bench(models: tuple[str, ...], more: tuple[str, ...], output: str, **options: Any) -> None:
     """Measure speed and memory, with llama-bench's options and fields.
 
@@ -238,7 +265,8 @@ def bench(models: tuple[str, ...], more: tuple[str, ...], output: str, **options
 
     plan = Plan(
         (*models, *more) or ("demo",), options["threads"] or (), options["n_prompt"],
-        options["n_gen"], options["n_depth"], options["repetitions"],
+        options["n_gen"], options["n_depth"], options["repetitions"], options["repack"],
+        options["max_ram"],
     )  # fmt: skip
     with bars() as report:
         print_rows(measured(plan, notice, report), output)
@@ -261,7 +289,10 @@ def _session(path: str, options: dict[str, Any]) -> Session:
     from .engine.snapshot import Snapshot
 
     with bar("compiling") as report:
-        model = Model(path, options["threads"], options["backend"], notice, report)
+        model = Model(
+            path, options["threads"], options["backend"], notice, report,
+            options["repack"], options["max_ram"],
+        )  # fmt: skip
     names = (
         "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n",
         "presence_penalty", "frequency_penalty",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from ..models.graph import Graph
 from .state import State
 from .threads import CancelFlag
 from .weights import WeightStore
+
+if TYPE_CHECKING:
+    from .footprint import Footprint
 
 #: Rows a forward takes at most; longer prompts go through in chunks.
 MAX_ROWS = 512
@@ -64,15 +67,17 @@ def make_backend(
     threads: int | None,
     notice: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
+    admit: Callable[[Footprint], None] | None = None,
 ) -> Backend:
     """The backend of that name: "cpu" or "numpy". Raises InvalidInput for any other.
 
-    `progress` is told the kernels that have been compiled, and how many have to be.
+    `progress` is told the kernels that have been compiled, and how many have to be; `admit` what
+    the model takes in memory, before it is loaded.
     """
     if name == "cpu":
         from .cpu import CpuBackend
 
-        return CpuBackend(graph, weights, threads, notice, progress)
+        return CpuBackend(graph, weights, threads, notice, progress, admit)
     if name == "numpy":
         from .reference import NumpyBackend
 

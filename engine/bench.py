@@ -42,6 +42,8 @@ class Plan:
     generated: Sequence[int] = (128,)
     depths: Sequence[int] = (0,)
     repetitions: int = 5
+    repack: bool | None = None
+    max_ram: str | None = None
 
     def check(self) -> None:
         """Raise InvalidInput for numbers that cannot be meant."""
@@ -100,7 +102,7 @@ def bench(plan: Plan, notice: Notice, progress: Progress) -> Iterator[dict[str, 
 def _rows(
     plan: Plan, path: str, threads: int, notice: Notice, progress: Progress
 ) -> Iterator[dict[str, Any]]:
-    loaded = _load(path, threads, notice, progress)
+    loaded = _load(plan, path, threads, notice, progress)
     for depth in plan.depths:
         state = _at_depth(loaded.model, depth, progress)
         for test in _tests(plan, depth):
@@ -112,12 +114,13 @@ def _tests(plan: Plan, depth: int) -> list[Test]:
     return prompts + [Test(0, count, depth) for count in plan.generated if count]
 
 
-def _load(path: str, threads: int, notice: Notice, progress: Progress) -> Loaded:
+def _load(plan: Plan, path: str, threads: int, notice: Notice, progress: Progress) -> Loaded:
     platform.reset_peak()
     compiled, began = compile_seconds(), time.perf_counter()
     model = Model(
-        path, threads, notice=notice, progress=lambda done, all: progress("compiling", done, all)
-    )
+        path, threads, notice=notice, progress=lambda done, all: progress("compiling", done, all),
+        repack=plan.repack, max_ram=plan.max_ram,
+    )  # fmt: skip
     model.forward([0])
     seconds, jit = time.perf_counter() - began, compile_seconds() - compiled
     peak = platform.peak_resident()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ..kernels import table
@@ -9,10 +11,11 @@ from ..kernels.errors import InvalidInput
 from ..models.graph import Graph
 from . import packing
 from .backend import MAX_ROWS, Batch
+from .footprint import Footprint, footprint
 from .lowering import lower
 from .objects import Notice, Progress, addresses, key
 from .platform import pages, processors, yield_address
-from .state import PAGE_ROWS, aligned
+from .state import PAGE_ROWS, Layout, aligned
 from .threads import CancelFlag, pool
 from .weights import WeightStore
 from .workers import KERNELS, MAX_THREADS, workers
@@ -28,11 +31,15 @@ class CpuBackend:
         threads: int | None,
         notice: Notice,
         progress: Progress | None = None,
+        admit: Callable[[Footprint], None] | None = None,
     ) -> None:
+        """`admit` may refuse, by raising, before anything is compiled or loaded."""
         self.threads = check_threads(threads)
         self.numerics = f"cpu/{key()}"
         self.delay_seed = 0
         self._program = lower(graph, weights, MAX_ROWS)
+        if admit is not None:
+            admit(footprint(self._program, weights, Layout.of(graph), self.threads))
         wanted = [*self._program.kernels, *packing.kernels(weights.packings), *KERNELS]
         found = addresses(wanted, notice, progress)
         self._program.records[:, table.KERNEL] = [found[name] for name, _ in self._program.kernels]
@@ -46,6 +53,7 @@ class CpuBackend:
         self._context = self._fixed_context()
         with pool().turn:
             pool().call(lambda: packing.pack(weights, found, self._pack), CancelFlag())
+        weights.fill()
 
     def _fixed_context(self) -> np.ndarray:
         """The fields that no call changes."""

@@ -14,6 +14,7 @@ import numpy as np
 from .. import models
 from ..kernels.errors import InvalidFile, InvalidInput, NumericalError
 from .backend import MAX_ROWS, Batch, make_backend
+from .footprint import admission, fits_panels
 from .info import open_file
 from .state import Layout, State, check_states
 from .threads import CancelFlag, pool
@@ -41,15 +42,25 @@ class Model:
         backend: str = "cpu",
         notice: Callable[[str], None] = print_notice,
         progress: Callable[[int, int], None] | None = None,
+        repack: bool | None = None,
+        max_ram: str | int | None = None,
     ) -> None:
+        """See `keelback.load`; `notice` and `progress` are told of compilation, if there is any."""
+        if max_ram is not None and backend != "cpu":
+            raise InvalidInput("memory is planned for the cpu backend only; leave --max-ram out")
+        admit = admission(Path(path), max_ram)
         self.file = open_file(path)
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
         self.layout = Layout.of(self.graph)
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0
-        self.backend = make_backend(
-            backend, self.graph, WeightStore(self.file, notice), threads, notice, progress
-        )
+        if repack is None:
+            repack = fits_panels(self.graph)
+            if not repack and backend == "cpu":
+                notice("weights stay in the file, for memory is short: this takes longer")
+        store = WeightStore(self.file, notice, repack)
+        self.backend = make_backend(backend, self.graph, store, threads, notice, progress, admit)
         self.notice = notice
+        self.file.release_all()
 
     @property
     def metadata(self) -> Any:
@@ -76,6 +87,7 @@ class Model:
             data = self.file.data(info)
             for start in (0, max(0, info.nbytes // 2), max(0, info.nbytes - _SAMPLE)):
                 digest.update(data[start : start + _SAMPLE].tobytes())
+            self.file.release(info)
         return digest.hexdigest()
 
     def new_state(self) -> State:

@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import cache
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..kernels import op
 from ..kernels.isa import isa
 from ..kernels.table import SYMBOL
 from .cache import ObjectFolder
+from .platform import release_library
 
 _PACKAGE = op.__name__.rpartition(".")[0]
 
@@ -49,6 +50,9 @@ def addresses(
         wanted = [kernel for kernel in asked if kernel not in _loaded]
         for kernel, code in _codes(wanted, notice, progress).items():
             _loaded[kernel] = _load(code)
+        if wanted:
+            # What loads kernels is tens of megabytes, and is not needed any more.
+            release_library("libllvmlite")
         return {kernel[0]: _loaded[kernel] for kernel in asked}
 
 
@@ -137,12 +141,20 @@ def key() -> str:
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     compiler = [f"{name}={value}" for name, value in sorted(os.environ.items()) if "NUMBA" in name]
     facts = [
-        *(sys.version, version("numba"), version("llvmlite"), *compiler),
+        *(sys.version, _version("numba"), _version("llvmlite"), *compiler),
         *(platform.system(), platform.machine(), llvm.get_host_cpu_name()),
         *(llvm.get_host_cpu_features().flatten(), isa().name),
     ]
     digest.update("\0".join(facts).encode())
     return digest.hexdigest()[:24]
+
+
+def _version(package: str) -> str:
+    """What names a package's version: read from its folder, for it takes long to import."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{package} is not installed")
+    return Path(spec.origin).with_name("_version.py").read_text("utf-8")
 
 
 def _kept(module: str) -> bool:

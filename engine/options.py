@@ -25,6 +25,26 @@ class Numbers(click.ParamType):
             self.fail(f"{value!r} is no list of whole numbers", param, ctx)
 
 
+def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where weights are kept, and how much memory may be taken."""
+    for option in (
+        click.option(
+            "--max-ram",
+            metavar="SIZE",
+            help="Refuse what takes more memory than, say, 600M or 2G, the file's pages apart.",
+        ),
+        click.option(
+            "--no-repack",
+            "repack",
+            flag_value=False,
+            default=None,
+            help="Leave weights in the file: slower, and the system can take their pages back.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where the model comes from and what runs it."""
     for option in (
@@ -99,6 +119,30 @@ def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="How rows are printed.",
             ),
         ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `plan` plans for."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option(
+            "--no-repack", "repack", flag_value=False, default=None, help="As `run` has it."
+        ),
+        click.option(
+            *("-np", "--parallel", "sequences"), type=int, default=1, show_default=True,
+            help="Sequences at once, a state each.",
+        ),
+        click.option(
+            *("-c", "--ctx-size", "context"), type=int, default=4096, show_default=True,
+            help="Tokens of a sequence: attention layers keep keys and values of each.",
+        ),
+        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+        click.option(
+            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
+        ),
     ):  # fmt: skip
         command = option(command)
     return command

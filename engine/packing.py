@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,8 +12,8 @@ from ..kernels import table
 from ..kernels.formats.panels import LANES, panel_rows
 from .weights import Packing, WeightStore
 
-#: Bytes that are packed before the pages they came from are given back.
-STRIDE = 32 << 20
+#: Bytes, about, that are packed before the pages they came from are given back.
+STRIDE = 8 << 20
 
 _MODULE = f"{table.__package__}.pack_cpu"
 
@@ -29,37 +30,68 @@ def pack(
 
     addresses: those of `kernels`. walk: plays an array of records with all threads.
     """
-    named = list(zip(store.packings, kernels(store.packings), strict=True))
-    while named:
-        size, part = 0, []
-        while named and size < STRIDE:
-            part.append(named.pop(0))
-            size += part[-1][0].info.nbytes
-        sources = [store.file.data(packing.info) for packing, _ in part]
-        walk(
-            np.stack(
-                [
-                    _record(index, packing, addresses[name], source)
-                    for index, ((packing, (name, _)), source) in enumerate(
-                        zip(part, sources, strict=True)
-                    )
-                ]
-            )
-        )
-        for packing, _ in part:
-            store.file.release(packing.info)
+    waiting: list[_Piece] = []
+    for packing, (name, _) in zip(store.packings, kernels(store.packings), strict=True):
+        for piece in _pieces(packing, addresses[name]):
+            waiting.append(piece)
+            if sum(piece.end - piece.start for piece in waiting) >= STRIDE:
+                _play(store, waiting, walk)
+    _play(store, waiting, walk)
     store.packings.clear()
 
 
-def _record(index: int, packing: Packing, kernel: int, source: np.ndarray) -> np.ndarray:
-    """What a kernel of `pack_cpu.py` reads; matrices of a stack begin a panel each."""
-    *stack, rows, width = (1, *packing.info.shape)[-max(2, len(packing.info.shape)) :]
-    each = panel_rows(rows) // LANES
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Bytes `start` to `end` of a tensor: some matrices of a stack, or some panels of a matrix."""
+
+    packing: Packing
+    kernel: int
+    start: int
+    end: int
+    target: int
+    rows: int
+    matrices: int
+
+
+def _pieces(packing: Packing, kernel: int) -> Iterator[_Piece]:
+    """Cut a tensor into pieces of about STRIDE bytes; matrices of a stack begin a panel each."""
+    info = packing.info
+    *stack, rows, _ = (1, *info.shape)[-max(2, len(info.shape)) :]
+    matrices = math.prod(stack)
+    row = info.nbytes // (rows * matrices)
+    panel = packing.target.nbytes // (matrices * (panel_rows(rows) // LANES))
+    if matrices > 1:
+        every, each = rows * row, panel_rows(rows) // LANES * panel
+        step = max(1, STRIDE // every)
+        for first in range(0, matrices, step):
+            count = min(step, matrices - first)
+            start = first * every
+            yield _Piece(packing, kernel, start, start + count * every, first * each, rows, count)
+        return
+    step = max(1, STRIDE // (LANES * row)) * LANES
+    for first in range(0, rows, step):
+        count = min(step, rows - first)
+        start = first * row
+        yield _Piece(packing, kernel, start, start + count * row, first // LANES * panel, count, 1)
+
+
+def _play(store: WeightStore, pieces: list[_Piece], walk: Callable[[np.ndarray], None]) -> None:
+    """Pack pieces, and give their pages back; empties the list."""
+    if pieces:
+        walk(np.stack([_record(store, index, piece) for index, piece in enumerate(pieces)]))
+    for piece in pieces:
+        store.file.release(piece.packing.info, piece.start, piece.end)
+    pieces.clear()
+
+
+def _record(store: WeightStore, index: int, piece: _Piece) -> np.ndarray:
+    """What a kernel of `pack_cpu.py` reads."""
+    info, each = piece.packing.info, panel_rows(piece.rows) // LANES
     record = np.zeros(table.RECORD, np.int64)
-    record[table.KERNEL], record[table.COUNTER] = kernel, index
-    record[table.PACK_SOURCE] = source.ctypes.data
-    record[table.PACK_TARGET] = packing.target.ctypes.data
-    record[table.PACK_ROWS], record[table.PACK_PANELS_EACH] = rows, each
-    record[table.PACK_PANELS] = each * math.prod(stack)
-    record[table.PACK_BLOCKS] = width // packing.info.block.elements
+    record[table.KERNEL], record[table.COUNTER] = piece.kernel, index
+    record[table.PACK_SOURCE] = store.file.data(info).ctypes.data + piece.start
+    record[table.PACK_TARGET] = piece.packing.target.ctypes.data + piece.target
+    record[table.PACK_ROWS], record[table.PACK_PANELS_EACH] = piece.rows, each
+    record[table.PACK_PANELS] = each * piece.matrices
+    record[table.PACK_BLOCKS] = info.shape[-1] // info.block.elements
     return record

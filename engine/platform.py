@@ -8,11 +8,18 @@ import errno
 import mmap
 import os
 import platform as machine
+import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+# start-end access offset device inode path, and the lines of facts below.
+_MAPPING = re.compile(
+    r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+ +(\S.*)((?:\n[A-Z].*)*)", re.MULTILINE
+)
 
 
 def processors() -> int:
@@ -67,11 +74,77 @@ def yield_address() -> int:
 
 def pages(nbytes: int) -> np.ndarray:
     """Zeroed memory that begins a page, in large pages where the system has them: uint8."""
-    memory = mmap.mmap(-1, max(1, nbytes))
+    size, anonymous = max(1, nbytes), getattr(mmap, "MAP_ANONYMOUS", None)
+    # Shared memory, which mmap gives by default, comes in small pages only.
+    memory = (
+        mmap.mmap(-1, size)
+        if anonymous is None
+        else mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | anonymous)
+    )
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, np.uint8, nbytes)
+
+
+def release_library(name: str) -> None:
+    """Give back the memory of a loaded library's code, which is read again where it is needed.
+
+    Only of parts that nothing has written to: those are in the file, and lose nothing.
+    """
+    try:
+        mappings = Path("/proc/self/smaps").read_text()
+        advise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return
+    advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    for start, end, access, path, facts in _MAPPING.findall(mappings):
+        if name in path and "w" not in access and "\nAnonymous:             0 kB" in facts:
+            first = int(start, 16)
+            advise(first, int(end, 16) - first, mmap.MADV_DONTNEED)
+
+
+def available_memory() -> int | None:
+    """Bytes that can be taken without swapping, by the system and by the process's control groups.
+
+    None where the system does not tell.
+    """
+    found = [room for room in (_meminfo("MemAvailable"), *_group_rooms()) if room is not None]
+    return min(found, default=None)
+
+
+def _meminfo(name: str) -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(name)), None)
+
+
+def _group_rooms(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> Iterator[int]:
+    """What each control group above this process has left; pages of files can be given back."""
+    if own is None:
+        try:
+            own = Path("/proc/self/cgroup").read_text()
+        except OSError:
+            return
+    for line in own.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            base, limit, used, cached = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            base, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cached = "total_inactive_file"
+        else:
+            continue
+        parts = Path(path).parts[1:]
+        for depth in range(len(parts) + 1):
+            with contextlib.suppress(OSError, ValueError, StopIteration):
+                group = base.joinpath(*parts[:depth])
+                most = int((group / limit).read_text())
+                stat = (group / "memory.stat").read_text().splitlines()
+                files = next(int(row.split()[1]) for row in stat if row.split()[0] == cached)
+                yield max(0, most - int((group / used).read_text()) + files)
 
 
 def try_lock(descriptor: int) -> bool:

@@ -70,6 +70,37 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+_PLANNED = {
+    "panels": "weights, rearranged",
+    "mapped": "weights, mapped as they are",
+    "converted": "weights, widened to F16",
+    "vectors": "weights, float32 vectors",
+    "arena": "arena: rows of a forward",
+    "scratch": "scratch of all threads",
+    "state": "states",
+    "cache": "keys and values",
+    "copies": "states' copies, reading",
+    "logits": "logits",
+    "interpreter": "Python and kernels",
+}
+
+
+def planned(facts: dict[str, Any]) -> str:
+    """What `plan` found, a line each."""
+    fixed, token = size(facts["state_bytes"]), size(facts["state_bytes_per_token"])
+    available = facts["available_bytes"]
+    lines = [
+        f"{facts['file']}: {size(facts['file_bytes'])}",
+        f"{facts['sequences']} x {facts['context']} tokens, {facts['threads']} threads; "
+        f"a state is {fixed} + {token} per token",
+        *(f"  {_PLANNED[name]:28} {size(count):>12}" for name, count in facts["bytes"].items()),
+        f"{'sum':30} {size(facts['total_bytes']):>12}",
+        f"{'of which cannot be given back':30} {size(facts['held_bytes']):>12}",
+        f"{'available':30} {'unknown' if available is None else size(available):>12}",
+    ]
+    return "\n".join(lines)
+
+
 def print_rows(rows: Iterable[dict[str, Any]], form: str) -> None:
     """Print rows of `bench` as "md", "csv", "json" or "jsonl"; all but json as they come."""
     if form == "json":

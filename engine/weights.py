@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from .platform import pages
 class Stored:
     """A weight in memory: `data` holds its bytes, rows of `row_bytes` one after another.
 
-    In panels, 16 rows take 16 times `row_bytes`.
+    In panels, 16 rows take 16 times `row_bytes`. What is not mapped from the file is reserved only,
+    until the store is asked to `fill` it.
     """
 
     data: np.ndarray
@@ -38,15 +40,23 @@ class Packing:
     target: np.ndarray
 
 
-class WeightStore:
-    """Gives each operand its weight, converting a tensor at most once per use.
+#: Elements that are widened at once.
+_PART = 1 << 20
 
-    With `repack`, panels are only reserved: whoever asked for them fills them (see `packings`).
+
+class WeightStore:
+    """Gives each operand its weight: a place in memory, at most one per tensor and use.
+
+    Lowering a graph reads no tensor: places are reserved, which takes no memory yet. `fill` then
+    converts what has another type in memory; panels are filled by kernels, see `packings`.
+    `sizes` counts bytes by what becomes of a tensor: panels, mapped, converted, vectors.
     """
 
     def __init__(self, file: GGUF, notice: Callable[[str], None], repack: bool = True) -> None:
         self.file, self.repack = file, repack
         self.packings: list[Packing] = []
+        self.sizes = dict.fromkeys(("panels", "mapped", "converted", "vectors"), 0)
+        self._pending: list[Callable[[], None]] = []
         self._stored: dict[tuple[str, Any], Stored] = {}
         # Vectors are float32 for every kernel, so only matrices change.
         matrices = [info for info in file.tensors.values() if len(info.shape) > 1]
@@ -71,41 +81,75 @@ class WeightStore:
             self._stored[key] = load(weight, operand)
         return self._stored[key]
 
+    def fill(self) -> None:
+        """Put vectors and widened matrices into their places."""
+        while self._pending:
+            self._pending.pop()()
+
     def floats(self, weight: Weight, kind: Kind) -> np.ndarray:
         """The weight's values as kernels see them, in its own shape: float32."""
         if kind is Kind.VECTOR or weight.block in NATIVE:
             return self._values(weight)
-        return self._widened(weight).astype(np.float32)
+        half = np.empty(weight.size, np.float16)
+        self._widen(weight, half)
+        return half.reshape(weight.shape).astype(np.float32)
 
     def _values(self, weight: Weight) -> np.ndarray:
-        data = self.file.data(self.file.tensors[weight.name])
+        return self._decoded(weight, self.file.data(self.file.tensors[weight.name]), weight.shape)
+
+    def _decoded(self, weight: Weight, data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            return blocks.dequantize(data, weight.block, weight.shape)
+            return blocks.dequantize(data, weight.block, shape)
         except UnsupportedModel as error:
             raise UnsupportedModel(f"{self.file.path}: tensor {weight.name}: {error}") from None
 
-    def _widened(self, weight: Weight) -> np.ndarray:
+    def _widen(self, weight: Weight, target: np.ndarray) -> None:
         """A matrix whose type has no kernel, as F16; what is too large shows in the logits."""
-        with np.errstate(over="ignore"):
-            return self._values(weight).astype(np.float16)
+        info, width = self.file.tensors[weight.name], weight.width
+        data, rows = self.file.data(info), max(1, _PART // width)
+        step = weight.block.row_bytes(width)
+        for first in range(0, weight.size // width, rows):
+            part = data[first * step : (first + rows) * step]
+            values = self._decoded(weight, part, (len(part) // step, width))
+            with np.errstate(over="ignore"):
+                target[first * width :][: values.size] = values.reshape(-1)
+            self.file.release(info, first * step, first * step + len(part))
 
     def _matrix(self, weight: Weight, operand: Operand) -> Stored:
         info, block = self.file.tensors[weight.name], self.stored_block(weight)
         row_bytes = block.row_bytes(weight.width)
         if block is weight.block:
             data = self.file.data(info)
+            kind = "mapped"
         elif weight.block in NATIVE:
-            rows = weight.shape[-2] if len(weight.shape) > 1 else 1
-            matrices = weight.size // (rows * weight.width)
-            data = pages(matrices * panel_rows(rows) * row_bytes)
+            data, kind = pages(panel_bytes(weight)), "panels"
             self.packings.append(Packing(info, data))
         else:
-            data = self._widened(weight).view(np.uint8).reshape(-1)
+            data, kind = pages(weight.size * 2), "converted"
+            self._pending.append(partial(self._widen, weight, data.view(np.float16)))
+        self.sizes[kind] += data.size
         return Stored(data, block, row_bytes, weight.width)
 
     def _vector(self, weight: Weight, operand: Operand) -> Stored:
-        values = self._values(weight)
+        """Its values are copied out of the map, where they would hold many pages for few bytes."""
+        shape = weight.shape
         if operand.pack is not None:
-            values = operand.pack(values)
-        data = np.ascontiguousarray(values, np.float32)
-        return Stored(data.reshape(-1).view(np.uint8), F32, data.shape[-1] * 4, data.size)
+            shape = operand.pack(np.broadcast_to(np.float32(0), shape)).shape
+        data = np.empty(weight.size, np.float32)
+        self.sizes["vectors"] += data.nbytes
+
+        def load() -> None:
+            values = self._values(weight)
+            data[:] = (values if operand.pack is None else operand.pack(values)).reshape(-1)
+            self.file.release(self.file.tensors[weight.name])
+
+        self._pending.append(load)
+        return Stored(data.view(np.uint8), F32, shape[-1] * 4, data.size)
+
+
+def panel_bytes(weight: Weight) -> int:
+    """Bytes a quantized matrix, or a stack of them, takes in panels."""
+    rows = weight.shape[-2] if len(weight.shape) > 1 else 1
+    matrices = weight.size // (rows * weight.width)
+    row_bytes = PANELS[weight.block].stored.row_bytes(weight.width)
+    return matrices * panel_rows(rows) * row_bytes

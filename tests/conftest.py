@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import modelfiles
 import tiny
 from keelback.convert import convert
 from keelback.engine.model import Model
@@ -33,9 +34,21 @@ def demo() -> Model:
     return Model("demo", threads=2)
 
 
+#: Types that nothing here converts to, and shapes for them: rows of whole blocks of 256.
+RANDOM_TYPES = ("q4_0", "q4_k_m")
+SMALL = {
+    "mamba-q8": modelfiles.mamba(256, 2, 16, 97),
+    "mamba2-q8": modelfiles.mamba2(256, 2, 16, 8, 97),
+    "gdn-q8": modelfiles.gated_deltanet(256, 2, 2, 512, 97),
+}
+
+
 @pytest.fixture(scope="session")
 def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """(variant, type) -> a tiny random checkpoint converted to GGUF, once a session."""
+    """(variant, type) -> a tiny random checkpoint converted to GGUF, once a session.
+
+    In one of RANDOM_TYPES: another tiny model of that architecture, with random blocks.
+    """
     folder = tmp_path_factory.mktemp("tiny")
 
     @cache
@@ -44,6 +57,9 @@ def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], 
 
     @cache
     def file(name: str, outtype: str = "f32") -> Path:
+        if outtype in RANDOM_TYPES:
+            modelfiles.write(path := folder / f"{name}-{outtype}.gguf", SMALL[name], outtype)
+            return path
         return convert(checkpoint(name), folder / f"{name}-{outtype}.gguf", outtype)
 
     return file

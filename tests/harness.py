@@ -57,7 +57,7 @@ class Tensors:
     def data(self, info: TensorInfo) -> np.ndarray:
         return self._data[info.name]
 
-    def release(self, info: TensorInfo) -> None:
+    def release(self, info: TensorInfo, start: int = 0, end: int | None = None) -> None:
         """There are no pages to give back."""
 
 

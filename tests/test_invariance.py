@@ -23,10 +23,17 @@ from harness import poison
 from keelback.engine.model import Model
 from keelback.engine.state import CacheView, State
 from keelback.kernels.errors import InvalidInput, NumericalError
+from keelback.kernels.formats.blocks import NATIVE
+from keelback.kernels.formats.gguf import GGUF
 
 #: One of each family; 96 columns, so that Q8_0 applies.
 NAMES = ("mamba-q8", "mamba2-q8", "gdn-q8", "granite-q8")
 TYPES = ("q8_0", "f16", "f32")
+#: The other native types: Q4_0 or Q4_K with Q6_K.
+MODELS = [(name, kind) for kind in TYPES for name in NAMES] + [
+    ("mamba2-q8", "bf16"), ("granite-q8", "bf16"), ("mamba-q8", "q4_0"), ("gdn-q8", "q4_0"),
+    ("mamba-q8", "q4_k_m"), ("mamba2-q8", "q4_k_m"), ("gdn-q8", "q4_k_m"),
+]  # fmt: skip
 LENGTH = 200
 #: Two chunks of 512 rows, and a rest.
 LONG = 1100
@@ -88,8 +95,7 @@ arrival = settings(
 )
 
 
-@pytest.mark.parametrize("outtype", TYPES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "outtype"), MODELS)
 @arrival
 @given(cuts=cuts_of, threads=st.integers(1, 3), delay=st.integers(0, 99))
 def test_bits_do_not_depend_on_splits_or_threads(
@@ -107,8 +113,7 @@ def test_bits_do_not_depend_on_splits_or_threads(
     assert (state.position, state.digest) == (after.position, after.digest)
 
 
-@pytest.mark.parametrize("outtype", TYPES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "outtype"), MODELS)
 @arrival
 @given(
     cuts=st.tuples(cuts_of, cuts_of, cuts_of), turns=st.randoms(use_true_random=False),
@@ -138,10 +143,10 @@ def test_bits_do_not_depend_on_company(
         assert bits(state.logits) == bits(after.logits)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_token_by_token_gives_the_bits_of_one_call(tiny_model, at_once, name):
-    ids, rows, after = at_once(name, "q8_0")
-    with playing(tiny_model(name, "q8_0"), 2, 5) as model:
+@pytest.mark.parametrize(("name", "outtype"), [row for row in MODELS if row[1] != "f32"])
+def test_token_by_token_gives_the_bits_of_one_call(tiny_model, at_once, name, outtype):
+    ids, rows, after = at_once(name, outtype)
+    with playing(tiny_model(name, outtype), 2, 5) as model:
         state = model.new_state()
         for token, row in zip(ids.tolist(), rows, strict=True):
             logits, state = model.forward([token], state)
@@ -280,3 +285,8 @@ def test_a_state_that_a_single_token_has_spoilt_is_refused_afterwards(tiny_model
         with pytest.raises(InvalidInput, match="earlier copy"):
             model.forward([4], spoilt)
     assert model.forward([4], kept)[1].position == 4
+
+
+def test_every_native_type_is_covered(tiny_file):
+    found = {info.block for row in MODELS for info in GGUF(tiny_file(*row)).tensors.values()}
+    assert found == NATIVE

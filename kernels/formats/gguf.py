@@ -25,6 +25,8 @@ MAX_DIMENSIONS = 4
 MAX_NAME = 63
 DEFAULT_ALIGNMENT = 32
 
+_LARGE_PAGE = 2 << 20
+
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"), 1: np.dtype("<i1"), 2: np.dtype("<u2"), 3: np.dtype("<i2"),
@@ -168,15 +170,26 @@ class GGUF:
         """The bytes of a tensor: uint8, read-only, a view of the map."""
         return np.frombuffer(self.map, np.uint8, info.nbytes, info.offset)
 
-    def release(self, info: TensorInfo) -> None:
-        """Give back the memory of a tensor's whole pages; whoever reads them again, waits."""
+    def release(self, info: TensorInfo, start: int = 0, end: int | None = None) -> None:
+        """Give back the memory of bytes `start` to `end` of a tensor, and of their neighbours.
+
+        Whoever reads them again, waits a little.
+        """
+        last = info.nbytes if end is None else end
+        self._release(info.offset + start, info.offset + last)
+
+    def release_all(self) -> None:
+        """Give back the memory of all that has been read."""
+        self._release(0, len(self.map))
+
+    def _release(self, start: int, end: int) -> None:
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
-        start = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (info.offset + info.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > start:
-            with contextlib.suppress(OSError):
-                self.map.madvise(mmap.MADV_DONTNEED, start, end - start)
+        # Reading a byte can bring in all of the large page that it lies in.
+        start = start // _LARGE_PAGE * _LARGE_PAGE
+        end = min(len(self.map), -(-end // _LARGE_PAGE) * _LARGE_PAGE)
+        with contextlib.suppress(OSError):
+            self.map.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def _broken(self, what: str) -> InvalidFile:
         return InvalidFile(f"{self.path} {what}: it is damaged; download or convert it again")

@@ -173,12 +173,13 @@ def model_file(folder: Path, model: str, kind: str) -> Path:
     if by_llama:
         _quantize(model_file(folder, model, "f16"), partial, FTYPES[kind])
     else:
-        _write(partial, MODELS[model], kind)
+        write(partial, MODELS[model], kind)
     partial.replace(path)
     return path
 
 
-def _write(path: Path, shape: Shape, kind: str) -> None:
+def write(path: Path, shape: Shape, kind: str) -> None:
+    """Write a file of one of TYPES, without llama.cpp's help."""
     writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_file_type(FTYPES[kind])
     for key, value in shape.keys.items():

@@ -1,0 +1,166 @@
+"""What a run takes in memory, known before its weights are loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import models
+from ..kernels.errors import InvalidInput
+from ..kernels.formats.panels import PANELS
+from ..kernels.op import Kind, Weight
+from ..models.graph import Graph
+from .backend import MAX_ROWS
+from .info import open_file
+from .lowering import Program, lower
+from .platform import available_memory
+from .state import PAGE_ROWS, Layout
+from .weights import WeightStore, panel_bytes
+
+#: Tokens that a text is taken to have where nothing is said.
+CONTEXT = 4096
+#: Python, NumPy, what is left of LLVM, and the kernels; measured, on Linux.
+INTERPRETER = 45 << 20
+#: Panels may take so much of the memory that is available; else weights stay in the file.
+SHARE = 0.6
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_FLOAT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes of resident memory at its peak, by what takes them.
+
+    panels, mapped, converted, vectors  weights: rearranged, as they are in the file, widened, and
+                                        float32 vectors
+    arena, scratch                      rows of the largest forward; what each thread packs into
+    state, cache                        all sequences, fixed, and keys and values of their tokens
+    copies                              of the states, for as long as a prompt is read
+    logits                              of all sequences
+    interpreter                         everything else
+    """
+
+    panels: int
+    mapped: int
+    converted: int
+    vectors: int
+    arena: int
+    scratch: int
+    state: int
+    cache: int
+    copies: int
+    logits: int
+    interpreter: int = INTERPRETER
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(asdict(self).values())
+
+    @property
+    def held(self) -> int:
+        """What the system cannot take back: all but the pages of the file."""
+        return self.total - self.mapped
+
+
+def footprint(
+    program: Program,
+    store: WeightStore,
+    layout: Layout,
+    threads: int,
+    context: int = CONTEXT,
+    sequences: int = 1,
+) -> Footprint:
+    """What a lowered graph takes with a number of sequences of `context` tokens each."""
+    fixed = layout.size * _FLOAT * sequences
+    tokens = -(-context // PAGE_ROWS) * PAGE_ROWS
+    return Footprint(
+        **store.sizes,
+        arena=program.arena_bytes,
+        scratch=threads * program.scratch,
+        state=fixed,
+        cache=tokens * layout.bytes_per_token * sequences,
+        copies=fixed,
+        # A forward's, what is returned, and what the state keeps.
+        logits=3 * program.vocabulary * _FLOAT * sequences,
+    )
+
+
+def plan(
+    path: str, threads: int, repack: bool | None, context: int = CONTEXT, sequences: int = 1
+) -> dict[str, Any]:
+    """Facts about running a model file, ready for JSON. Reads its header and no tensor."""
+    if context < 1 or not 1 <= sequences <= MAX_ROWS:
+        raise InvalidInput(
+            f"{sequences} sequences of {context} tokens cannot be planned; give at least 1 token, "
+            f"and 1 to {MAX_ROWS} sequences"
+        )
+    file = open_file(path)
+    graph = models.build(file.metadata, file.tensors, file.path)
+    layout, available = Layout.of(graph), available_memory()
+    store = WeightStore(file, lambda text: None, fits_panels(graph) if repack is None else repack)
+    found = footprint(lower(graph, store, MAX_ROWS), store, layout, threads, context, sequences)
+    return {
+        "file": str(file.path),
+        "file_bytes": len(file.map),
+        "threads": threads,
+        "repack": store.repack,
+        "context": context,
+        "sequences": sequences,
+        "bytes": asdict(found),
+        "state_bytes": layout.fixed_bytes,
+        "state_bytes_per_token": layout.bytes_per_token,
+        "total_bytes": found.total,
+        "held_bytes": found.held,
+        "available_bytes": available,
+    }
+
+
+def fits_panels(graph: Graph) -> bool:
+    """Whether panels take no more than their share of the memory that is available."""
+    matrices = {
+        value.name: panel_bytes(value)
+        for node in graph.nodes
+        for slot, value in node.operands.items()
+        if isinstance(value, Weight)
+        and node.op.operands[slot].kind is Kind.MATRIX
+        and value.block in PANELS
+    }
+    available = available_memory()
+    return available is None or sum(matrices.values()) <= SHARE * available
+
+
+def parse_size(text: str | int) -> int:
+    """Bytes from a number with or without K, M, G or T (powers of 1024)."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(text).strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
+        raise InvalidInput(f"{text!r} is no amount of memory; give one as 600M or 2G")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def admission(path: Path, max_ram: str | int | None) -> Callable[[Footprint], None]:
+    """A check that raises InvalidInput for what does not fit: better to say so than to swap."""
+    limit = None if max_ram is None else parse_size(max_ram)
+
+    def check(found: Footprint) -> None:
+        from .printing import size
+
+        available = available_memory()
+        if limit is not None and found.held > limit:
+            room, bound = limit, f"--max-ram allows {size(limit)}"
+        elif available is not None and found.held > available:
+            room, bound = available, f"{size(available)} of memory are available"
+        else:
+            return
+        ways = ["use a smaller file, as one of 4 bits"]
+        if found.panels and found.held - found.panels <= room:
+            ways.insert(0, "leave the weights in the file (--no-repack)")
+        if found.state + found.cache + found.copies > found.held // 4:
+            ways.insert(0, "run fewer sequences or a shorter text")
+        raise InvalidInput(f"{path} takes {size(found.held)}, and {bound}: {', or '.join(ways)}")
+
+    return check
