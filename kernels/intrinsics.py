@@ -123,6 +123,17 @@ def prefetch(_typing, address):
     return types.void(types.int64), emit
 
 
+@intrinsic
+def opaque(_typing, value):
+    """The same number, of which the compiler knows nothing: a loop so bounded is not unrolled."""
+
+    def emit(context, builder, signature, args):
+        kind = ir.FunctionType(_I64, [_I64])
+        return builder.asm(kind, "", "=r,0", args, side_effect=False)
+
+    return types.int64(types.int64), emit
+
+
 def first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
     """A mask of the first `count` lanes."""
     numbers = ir.Constant(lanes_of(_I32), list(range(LANES)))

@@ -19,6 +19,8 @@ from .table import PACK_TARGET as TARGET
 
 # The sign bits of four bytes.
 FLIP = 0x80808080 - (1 << 32)
+# In each of four bytes: the low nibble, the two bits above it, the top two.
+NIBBLES, PAIRS, TOP = 0x0F0F0F0F, 0x30303030, 0xC0C0C0C0 - (1 << 32)
 
 
 @inline
@@ -59,10 +61,17 @@ def q6_k(block, target, lane):
     scales, to = i8(block + 192), i8(target + 2 * LANES + lane)
     for i in range(16):
         to[LANES * i] = scales[i]
-    for chunk in range(2):
-        weights = target + (18 + 96 * chunk) * LANES
-        _vectors(block + 64 * chunk, weights, 16, lane, 0)
-        _vectors(block + 128 + 32 * chunk, weights + 64 * LANES, 8, lane, 0)
+    for group in range(16):
+        chunk, column = group // 8, group % 8
+        nibbles, pairs = i32(block + 64 * chunk), i32(block + 128 + 32 * chunk)[column]
+        low, high = nibbles[column], nibbles[8 + column]
+        first, second = low & NIBBLES | pairs << 4 & PAIRS, high & NIBBLES | pairs << 2 & PAIRS
+        third, last = low >> 4 & NIBBLES | pairs & PAIRS, high >> 4 & NIBBLES | pairs >> 2 & PAIRS
+        # The last one's six bits are the top two of the others.
+        vectors = i32(target + (20 + 12 * group) * LANES)
+        vectors[lane] = first | last << 6 & TOP
+        vectors[LANES + lane] = second | last << 4 & TOP
+        vectors[2 * LANES + lane] = third | last << 2 & TOP
 
 
 #: By format, a function: a row's superblock, that of the panel, and the row's lane.

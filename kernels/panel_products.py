@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from .dots import TAKES_SIGNED
-from .intrinsics import load_f16, load_first, prefetch, splat
+from .intrinsics import load_f16, load_first, opaque, prefetch, splat
 from .jit import inline
 from .linear import BLOCK, RECORD
 from .tiles import (
@@ -18,15 +18,15 @@ from .tiles import (
     add_products,
     dot,
     dot_signed,
-    either,
     high_nibbles,
     load_bytes,
     load_small,
     low_nibbles,
     no_ints,
-    pairs_as_high,
+    six_bits,
     spread_ints,
     store_tile,
+    top_bits,
     weighed,
     zeros,
 )
@@ -37,17 +37,17 @@ HALVES, BYTES = 32, 16
 SUPERBLOCK = 256
 ZERO = np.float32(0)
 #: Bytes between what is read and what is asked for.
-AHEAD = 3072
+AHEAD = 8192
 
 add_q8_0 = add_products(0 if TAKES_SIGNED else -128)
 add_q4_0, add_q6_k = add_products(-8), add_products(0)
 
 
 @inline
-def ahead(panel, nbytes):
+def ahead(at, nbytes):
     """Ask for what will be read in a while: a single token's weights come from memory."""
     for line in range(0, nbytes, VECTOR):
-        prefetch(panel + AHEAD + line)
+        prefetch(at + AHEAD + line)
 
 
 def q8_0(tokens):
@@ -58,10 +58,13 @@ def q8_0(tokens):
         total, record = total_start(), x + columns
         for _ in range(columns // BLOCK):
             if tokens == 1:
-                ahead(panel, 544)
+                ahead(panel, HALVES)
             ints = start()
             for group in range(8):
-                weights = load_bytes(panel + HALVES + VECTOR * group)
+                at = panel + HALVES + VECTOR * group
+                if tokens == 1:
+                    ahead(at, VECTOR)
+                weights = load_bytes(at)
                 ints = dot_signed(ints, weights, x + 4 * group, step)
             total = add_q8_0(total, ints, load_f16(panel), record, step)
             panel, x, record = panel + HALVES + 8 * VECTOR, x + BLOCK, record + RECORD
@@ -78,10 +81,13 @@ def q4_0(tokens):
         total, record = total_start(), x + columns
         for _ in range(columns // BLOCK):
             if tokens == 1:
-                ahead(panel, 288)
+                ahead(panel, HALVES)
             ints = start()
             for group in range(4):
-                weights = load_bytes(panel + HALVES + VECTOR * group)
+                at = panel + HALVES + VECTOR * group
+                if tokens == 1:
+                    ahead(at, VECTOR)
+                weights = load_bytes(at)
                 ints = dot(ints, low_nibbles(weights), x + 4 * group, step)
                 ints = dot(ints, high_nibbles(weights), x + 16 + 4 * group, step)
             total = add_q4_0(total, ints, load_f16(panel), record, step)
@@ -98,13 +104,15 @@ def q4_k(tokens):
     def product(panel, x, step, columns):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
+            if tokens == 1:
+                ahead(panel, 2 * HALVES + 16 * BYTES)
             d, dmin = load_f16(panel), load_f16(panel + HALVES)
             scales, weights = panel + 2 * HALVES, panel + 2 * HALVES + 16 * BYTES
             for _ in range(4):
-                if tokens == 1:
-                    ahead(weights, 592)
                 low, high = start(), start()
                 for group in range(8):
+                    if tokens == 1:
+                        ahead(weights + VECTOR * group, VECTOR)
                     both = load_bytes(weights + VECTOR * group)
                     low = dot(low, low_nibbles(both), x + 4 * group, step)
                     high = dot(high, high_nibbles(both), x + BLOCK + 4 * group, step)
@@ -122,59 +130,97 @@ def q4_k(tokens):
 
 
 def q6_k(tokens):
+    return _q6_k_single() if tokens == 1 else _q6_k_tile(tokens)
+
+
+def _q6_k_single():
+    """Four blocks at once, so that a token's weights are read once, from end to end.
+
+    The loop over them is kept a loop: unrolled, all its loads and prefetches would come at once,
+    more than can be under way, and memory and arithmetic would wait for each other in turn.
+    """
+    total_start, start = zeros(1), spread_ints(1)
+
+    @inline
+    def halves(at, x, record, step):
+        """16 columns of every block."""
+        a, b = start(record, step), start(record + RECORD, step)
+        c, d = start(record + 2 * RECORD, step), start(record + 3 * RECORD, step)
+        for group in range(opaque(4)):
+            ahead(at, 3 * VECTOR)
+            u, v, w = load_bytes(at), load_bytes(at + VECTOR), load_bytes(at + 2 * VECTOR)
+            a = dot(a, six_bits(u), x + 4 * group, step)
+            b = dot(b, six_bits(v), x + BLOCK + 4 * group, step)
+            c = dot(c, six_bits(w), x + 2 * BLOCK + 4 * group, step)
+            d = dot(d, top_bits(u, v, w), x + 3 * BLOCK + 4 * group, step)
+            at += 3 * VECTOR
+        return a, b, c, d
+
+    @inline
+    def product(panel, x, step, columns):
+        total, record = total_start(), x + columns
+        for _ in range(columns // SUPERBLOCK):
+            ahead(panel, 2 * HALVES + 16 * BYTES)
+            d, scales = load_f16(panel), panel + HALVES
+            at = scales + 16 * BYTES + HALVES
+            for _ in range(2):
+                first = halves(at, x, record + 8, step)
+                second = halves(at + 12 * VECTOR, x + 16, record + 12, step)
+                for block in range(4):
+                    ints = weighed(first[block], scales, second[block], scales + BYTES)
+                    total = add_q6_k(total, ints, d, record, step)
+                    scales, record = scales + 2 * BYTES, record + RECORD
+                at, x = at + 24 * VECTOR, x + 4 * BLOCK
+            panel = at
+        return total
+
+    return product
+
+
+def _q6_k_tile(tokens):
+    """Block by block: the sums of all tokens fill the registers."""
     total_start, start = zeros(tokens), spread_ints(tokens)
 
-    def half(low_bits, shift):
-        """16 weights of each row: nibbles from one place, the pairs above them from another."""
-        pairs = pairs_as_high(shift)
+    @inline
+    def one(at):
+        return six_bits(load_bytes(at))
 
+    @inline
+    def fourth(at):
+        return top_bits(load_bytes(at), load_bytes(at + VECTOR), load_bytes(at + 2 * VECTOR))
+
+    def block(weights):
         @inline
-        def add(low, high, x, step, ints):
+        def half(at, x, step, ints):
             for group in range(4):
-                nibbles = low_bits(load_bytes(low + VECTOR * group))
-                weights = either(nibbles, pairs(load_bytes(high + VECTOR * group)))
-                ints = dot(ints, weights, x + 4 * group, step)
+                ints = dot(ints, weights(at + 3 * VECTOR * group), x + 4 * group, step)
             return ints
 
-        return add
-
-    def block(low_bits, shift):
-        """32 weights of each row, whose halves have scales of their own."""
-        add_half = half(low_bits, shift)
-
         @inline
-        def add(low, high, scales, x, record, step, d, total):
-            first = add_half(low, high, x, step, start(record + 8, step))
-            low, high = low + 4 * VECTOR, high + 4 * VECTOR
-            second = add_half(low, high, x + 16, step, start(record + 12, step))
+        def add(at, scales, x, record, step, d, total):
+            first = half(at, x, step, start(record + 8, step))
+            second = half(at + 12 * VECTOR, x + 16, step, start(record + 12, step))
             ints = weighed(first, scales, second, scales + BYTES)
             return add_q6_k(total, ints, d, record, step)
 
         return add
 
-    block_0, block_1 = block(low_nibbles, 0), block(low_nibbles, 2)
-    block_2, block_3 = block(high_nibbles, 4), block(high_nibbles, 6)
+    add_one, add_fourth = block(one), block(fourth)
 
     @inline
     def product(panel, x, step, columns):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
             d, scales = load_f16(panel), panel + HALVES
-            low = scales + 16 * BYTES
+            at = scales + 16 * BYTES + HALVES
             for _ in range(2):
-                other, high = low + 8 * VECTOR, low + 16 * VECTOR
-                if tokens == 1:
-                    ahead(low, 1680)
-                total = block_0(low, high, scales, x, record, step, d, total)
+                for vector in range(3):
+                    total = add_one(at + VECTOR * vector, scales, x, record, step, d, total)
+                    scales, x, record = scales + 2 * BYTES, x + BLOCK, record + RECORD
+                total = add_fourth(at, scales, x, record, step, d, total)
                 scales, x, record = scales + 2 * BYTES, x + BLOCK, record + RECORD
-                total = block_1(other, high, scales, x, record, step, d, total)
-                scales, x, record = scales + 2 * BYTES, x + BLOCK, record + RECORD
-                total = block_2(low, high, scales, x, record, step, d, total)
-                scales, x, record = scales + 2 * BYTES, x + BLOCK, record + RECORD
-                total = block_3(other, high, scales, x, record, step, d, total)
-                scales, x, record = scales + 2 * BYTES, x + BLOCK, record + RECORD
-                low += 24 * VECTOR
-            panel = low
+                at += 24 * VECTOR
+            panel = at
         return total
 
     return product

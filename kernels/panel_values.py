@@ -50,14 +50,16 @@ def q4_k(panel, lane, values):
 def q6_k(panel, lane, values):
     d, scales = f16_at(panel + 2 * lane), i8(panel + 2 * LANES + lane)
     for group in range(64):
-        # 128 columns are 4 blocks of 32, in nibbles and pairs of bits one above the other.
+        # 128 columns are 4 blocks of 32; the last one's bits stand above those of the others.
         chunk, block, column = group // 32, group // 8 % 4, group % 8
-        weights = panel + 18 * LANES + 4 * lane + VECTOR * 24 * chunk
-        low = i8(weights + VECTOR * (8 * (block & 1) + column))
-        high = i8(weights + VECTOR * (16 + column))
+        vectors = i8(panel + 20 * LANES + 4 * lane + VECTOR * 3 * (8 * chunk + column))
         scale = d * F(scales[group // 4 * LANES])
         for i in range(4):
-            q = (low[i] >> 4 * (block >> 1) & 15) | (high[i] >> 2 * block & 3) << 4
+            if block < 3:
+                q = vectors[VECTOR * block + i] & 63
+            else:
+                low, mid, top = vectors[i], vectors[VECTOR + i], vectors[2 * VECTOR + i]
+                q = low >> 6 & 3 | mid >> 4 & 12 | top >> 2 & 48
             f32(values)[4 * group + i] = scale * F(q - 32)
 
 

@@ -23,8 +23,8 @@ from .jit import inline
 from .tiles import fma_rows, fma_rows_first, store_sums, zeros
 
 FLOAT = 4
-#: Bytes between what a single token reads and what it asks for.
-AHEAD = 4096
+#: Bytes between what a single token reads and what it asks for, but not less than two rows.
+AHEAD = 8192
 ZERO = np.float32(0)
 
 
@@ -43,14 +43,15 @@ def floats(load_weight, load_first_weight, element_bytes):
         def product(weight, row_bytes, x, step, columns, out, out_step, bias, rows):
             whole = columns // LANES * LANES
             tail = columns - whole
+            ahead = max(AHEAD, 2 * row_bytes)
             for row in range(0, rows, 2):
                 second = weight + (row_bytes if row + 1 < rows else 0)
                 a, b = start(), start()
                 for column in range(0, whole, LANES):
                     at = x + FLOAT * column
                     if tokens == 1:
-                        prefetch(weight + AHEAD + element_bytes * column)
-                        prefetch(second + AHEAD + element_bytes * column)
+                        prefetch(weight + ahead + element_bytes * column)
+                        prefetch(second + ahead + element_bytes * column)
                     a = fma_rows(a, load_weight(weight + element_bytes * column), at, step)
                     b = fma_rows(b, load_weight(second + element_bytes * column), at, step)
                 if tail > 0:

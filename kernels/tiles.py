@@ -181,21 +181,22 @@ high_nibbles = _bits(
 )
 
 
-def pairs_as_high(shift: int) -> Any:
-    """A function: two bits of each byte, `shift` up from the lowest, moved to bits 4 and 5."""
-
-    def make(builder, words):
-        amount = _constant(_I32, abs(4 - shift))
-        moved = builder.shl(words, amount) if shift < 4 else builder.lshr(words, amount)
-        return builder.and_(moved, _every(0x30))
-
-    return _bits(make)
+six_bits = _bits(lambda builder, words: builder.and_(words, _every(0x3F)))
 
 
 @intrinsic
-def either(_typing, a, b):
-    """a | b, byte by byte."""
-    return u8x64(u8x64, u8x64), lambda context, builder, signature, args: builder.or_(*args)
+def top_bits(_typing, a, b, c):
+    """Six bits of each byte: the top two of a, above them those of b, above them those of c."""
+
+    def emit(context, builder, signature, args):
+        found = None
+        for vector, down, mask in zip(args, (6, 4, 2), (0x03, 0x0C, 0x30), strict=True):
+            words = builder.bitcast(vector, _vector(_I32))
+            part = builder.and_(builder.lshr(words, _constant(_I32, down)), _every(mask))
+            found = part if found is None else builder.or_(found, part)
+        return builder.bitcast(found, _vector(_I8, _BYTES))
+
+    return u8x64(u8x64, u8x64, u8x64), emit
 
 
 @intrinsic

@@ -40,7 +40,7 @@ def test_made_files_run_and_stay_calm(
     "kind", [gguf.GGMLQuantizationType.Q4_K, gguf.GGMLQuantizationType.Q6_K], ids=["q4_k", "q6_k"]
 )
 def test_random_blocks_have_the_deviation_of_other_weights(kind: gguf.GGMLQuantizationType):
-    data = modelfiles._encoded(np.random.default_rng(0), (64, 256), modelfiles.normal, kind)
+    data = modelfiles.encoded(np.random.default_rng(0), (64, 256), modelfiles.normal, kind)
     values = gguf.quants.dequantize(np.frombuffer(data, np.uint8).reshape(64, -1), kind)
     assert np.isfinite(values).all() and 0.01 < values.std() < 0.04
     assert abs(values.mean()) < 0.005

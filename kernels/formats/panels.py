@@ -10,7 +10,7 @@ flipped (unsigned, w + 128), and for the 6-bit scales of Q4_K, unpacked to bytes
     Q8_0    32 columns     f16 d                                8 vectors
     Q4_0    32 columns     f16 d                                4 vectors, two nibbles a byte
     Q4_K    256 columns    f16 d, f16 dmin, 8 x (u8, u8)        32 vectors, two nibbles a byte
-    Q6_K    256 columns    f16 d, 16 x i8                       2 x (16 of nibbles, 8 of pairs)
+    Q6_K    256 columns    f16 d, 16 x i8, 32 bytes of nothing  16 x 3 vectors
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _panel(name: str, nbytes: int) -> Panel:
 
 PANELS = {
     panel.source: panel
-    for panel in (_panel("Q8_0", 34), _panel("Q4_0", 18), _panel("Q4_K", 148), _panel("Q6_K", 210))
+    for panel in (_panel("Q8_0", 34), _panel("Q4_0", 18), _panel("Q4_K", 148), _panel("Q6_K", 212))
 }
 
 #: Formats that exist in memory only.
@@ -94,9 +94,20 @@ def _q4_k(lanes: np.ndarray) -> list[np.ndarray]:
 
 
 def _q6_k(lanes: np.ndarray) -> list[np.ndarray]:
-    low_1, low_2, high_1, high_2, scales, d = np.split(lanes, [64, 128, 160, 192, 208], axis=-1)
-    halves = [_vectors(part) for part in (low_1, high_1, low_2, high_2)]
-    return [_scales(d, 2), _scales(scales, 1), *halves]
+    low, high, scales, d = np.split(lanes, [128, 192, 208], axis=-1)
+    low = low.reshape(*low.shape[:-1], 2, 2, 32)
+    high = high.reshape(*high.shape[:-1], 2, 32)
+    first, third = (low[..., 0, :] & 15) | (high << 4 & 48), (low[..., 0, :] >> 4) | (high & 48)
+    second, last = (
+        (low[..., 1, :] & 15) | (high << 2 & 48),
+        (low[..., 1, :] >> 4) | (high >> 2 & 48),
+    )
+    joined = [first | last << 6, second | last >> 2 << 6, third | last >> 4 << 6]
+    # (..., lane, 2, 3, 32) -> (..., lane, bytes): three vectors stand side by side.
+    groups = np.stack(joined, axis=-2).reshape(*first.shape[:-1], 3, 8, 4).swapaxes(-3, -2)
+    fill = np.zeros((*d.shape[:-2], 2 * LANES), np.uint8)
+    weights = _vectors(groups.reshape(*d.shape[:-1], -1))
+    return [_scales(d, 2), _scales(scales, 1), fill, weights]
 
 
 _PARTS = {"Q8_0": _one_scale, "Q4_0": _one_scale, "Q4_K": _q4_k, "Q6_K": _q6_k}

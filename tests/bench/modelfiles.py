@@ -208,7 +208,7 @@ def write(path: Path, shape: Shape, kind: str) -> None:
     file.write(bytes(-file.tell() % writer.data_alignment))
     for name, dims, draw, block in planned:
         random = np.random.default_rng(zlib.crc32(name.encode()))
-        data = _encoded(random, dims, draw, block)
+        data = encoded(random, dims, draw, block)
         file.write(data)
         file.write(bytes(-len(data) % writer.data_alignment))
     writer.close()
@@ -232,7 +232,8 @@ def _type_of(name: str, dims: tuple[int, ...], kind: str, shape: Shape) -> Kind:
     return Kind.Q6_K if precise else Kind.Q4_K
 
 
-def _encoded(random: np.random.Generator, dims: tuple[int, ...], draw: Draw, block: Kind) -> bytes:
+def encoded(random: np.random.Generator, dims: tuple[int, ...], draw: Draw, block: Kind) -> bytes:
+    """Values drawn and encoded; 4-bit and 6-bit superblocks are random in every bit."""
     if block in (Kind.Q4_K, Kind.Q6_K):
         count = math.prod(dims) // gguf.GGML_QUANT_SIZES[block][0]
         return (_random_q4_k if block is Kind.Q4_K else _random_q6_k)(random, count)

@@ -1,11 +1,11 @@
 """keelback beside its peers: the same file, the same threads, turn by turn.
 
-    python tests/bench/peers.py [speed|start|memory|depth|busy|help|all] [options]
+    python tests/bench/peers.py [speed|formats|start|memory|depth|busy|help|all] [options]
 
 `speed` (the default) alternates bursts of prefill and decode between keelback and every peer that
 is installed, and probes the memory's read bandwidth beside them; compare the ratios and the shares
-of the bandwidth, for the bare figures move with the machine. `processes.py` describes the others.
-The last line of the output is JSON.
+of the bandwidth, for the bare figures move with the machine. `formats.py` and `processes.py`
+describe the others. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import formats
 
 import processes
 from driver import Engine, engines, installed_peers
@@ -191,6 +193,7 @@ def line(row: dict[str, Any]) -> str:
 
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "speed": speed,
+    "formats": formats.formats,
     "start": lambda options: processes.start(options, files(options)),
     "memory": lambda options: processes.memory(options, files(options)),
     "depth": lambda options: processes.depth(options, files(options)),
