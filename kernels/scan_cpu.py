@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from .access import address, claim, first_row, integer, sequences, state, stride, width
 from .elementary import exp_down
-from .intrinsics import LANES, f32, fma, load, load_first, splat, store, store_first
+from .intrinsics import LANES, f32, fma, load, load_first, prefetch, splat, store, store_first
 from .jit import inline, kernel
 
 OUT, X, DT, B, C, STATE, A, D = range(8)
 FLOAT = 4
+#: Claims of a thread, where there are strips enough: neighbours share pages, and read ahead.
+CLAIMS = 6
+#: Bytes from what is read to what is asked for: four strips on, in the same row.
+AHEAD = 4 * FLOAT * LANES
 
 
 @inline
@@ -39,6 +43,8 @@ def _strip(load, keep):
             keys, queries = f32(b + row * stride(op, B)), f32(c + row * stride(op, C))
             rate, element = rates, states
             for n in range(d_state):
+                prefetch(rate + AHEAD)
+                prefetch(element + AHEAD)
                 decay = exp_down(step * load(rate, lanes))
                 updated = fma(load(element, lanes), decay, write * keys[n])
                 keep(element, updated, lanes)
@@ -56,11 +62,15 @@ _whole, _part = _strip(_load_whole, _store_whole), _strip(load_first, store_firs
 def selective_scan(op, context, thread, threads):
     columns = width(op, OUT)
     strips = (columns + LANES - 1) // LANES
+    group = max(1, strips // (CLAIMS * threads))
+    groups = (strips + group - 1) // group
     block = claim(op, context)
-    while block < strips * sequences(context):
-        sequence, first = block // strips, block % strips * LANES
-        if first + LANES <= columns:
-            _whole(op, context, sequence, FLOAT * first, LANES)
-        else:
-            _part(op, context, sequence, FLOAT * first, columns - first)
+    while block < groups * sequences(context):
+        sequence, begin = block // groups, block % groups * group
+        for strip in range(begin, min(strips, begin + group)):
+            first = LANES * strip
+            if first + LANES <= columns:
+                _whole(op, context, sequence, FLOAT * first, LANES)
+            else:
+                _part(op, context, sequence, FLOAT * first, columns - first)
         block = claim(op, context)
