@@ -291,7 +291,7 @@ def _session(path: str, options: dict[str, Any]) -> Session:
     with bar("compiling") as report:
         model = Model(
             path, options["threads"], options["backend"], notice, report,
-            options["repack"], options["max_ram"],
+            options["repack"], options["max_ram"], text=True,
         )  # fmt: skip
     names = (
         "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n",

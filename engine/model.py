@@ -13,11 +13,12 @@ import numpy as np
 
 from .. import models
 from ..kernels.errors import InvalidFile, InvalidInput, NumericalError
+from ..kernels.formats.gguf import GGUF
 from .backend import MAX_ROWS, Batch, make_backend
 from .footprint import admission, fits_panels
 from .info import open_file
 from .state import Layout, State, check_states
-from .threads import CancelFlag, pool
+from .threads import CancelFlag, early, pool
 from .tokenizer import Tokenizer
 from .weights import WeightStore
 
@@ -44,8 +45,12 @@ class Model:
         progress: Callable[[int, int], None] | None = None,
         repack: bool | None = None,
         max_ram: str | int | None = None,
+        text: bool = False,
     ) -> None:
-        """See `keelback.load`; `notice` and `progress` are told of compilation, if there is any."""
+        """See `keelback.load`; `notice` and `progress` are told of compilation, if there is any.
+
+        With `text` the tokenizer, which is sure to be used, is built while the weights are loaded.
+        """
         if max_ram is not None and backend != "cpu":
             raise InvalidInput("memory is planned for the cpu backend only; leave --max-ram out")
         admit = admission(Path(path), max_ram)
@@ -53,6 +58,8 @@ class Model:
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
         self.layout = Layout.of(self.graph)
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0
+        build = partial(_tokenizer, self.file, self.vocabulary)
+        self._tokenizer = early(build) if text else build
         if repack is None:
             repack = fits_panels(self.graph)
             if not repack and backend == "cpu":
@@ -70,13 +77,7 @@ class Model:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model file carries; raises InvalidFile for one of another size."""
-        tokenizer = Tokenizer.from_metadata(self.file.metadata, self.file.path)
-        if tokenizer.kind != "none" and tokenizer.vocab_size != self.vocabulary:
-            raise InvalidFile(
-                f"{self.file.path} has {tokenizer.vocab_size} tokens and {self.vocabulary} rows of "
-                "embeddings; convert or download the model again"
-            )
-        return tokenizer
+        return self._tokenizer()
 
     @cached_property
     def fingerprint(self) -> str:
@@ -253,3 +254,13 @@ def _chunks(lengths: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
                 chunk, room = [], MAX_ROWS
     if chunk:
         yield chunk
+
+
+def _tokenizer(file: GGUF, vocabulary: int) -> Tokenizer:
+    tokenizer = Tokenizer.from_metadata(file.metadata, file.path)
+    if tokenizer.kind != "none" and tokenizer.vocab_size != vocabulary:
+        raise InvalidFile(
+            f"{file.path} has {tokenizer.vocab_size} tokens and {vocabulary} rows of embeddings; "
+            "convert or download the model again"
+        )
+    return tokenizer

@@ -58,6 +58,21 @@ class Job:
                 self.done.release()
 
 
+def early(make: Callable[[], Any]) -> Callable[[], Any]:
+    """Let a thread of its own make a value; returns what waits for it, and raises its error."""
+    job = Job(make)
+    thread = threading.Thread(target=job.run, daemon=True)
+    thread.start()
+
+    def value() -> Any:
+        thread.join()
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    return value
+
+
 class Pool:
     """What all models of the process share; `turn` is held by the call that uses it."""
 
