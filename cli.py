@@ -288,7 +288,7 @@ def _session(path: str, options: dict[str, Any]) -> Session:
     from .engine.session import Session
     from .engine.snapshot import Snapshot
 
-    with bar("compiling") as report:
+    with bars(wiped=False) as report:
         model = Model(
             path, options["threads"], options["backend"], notice, report,
             options["repack"], options["max_ram"], text=True,

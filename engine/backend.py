@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: Rows a forward takes at most; longer prompts go through in chunks.
 MAX_ROWS = 512
 
+#: Told what is being done, the steps done, and the steps in all.
+Progress = Callable[[str, int, int], None]
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -66,13 +69,13 @@ def make_backend(
     weights: WeightStore,
     threads: int | None,
     notice: Callable[[str], None],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     admit: Callable[[Footprint], None] | None = None,
 ) -> Backend:
     """The backend of that name: "cpu" or "numpy". Raises InvalidInput for any other.
 
-    `progress` is told the kernels that have been compiled, and how many have to be; `admit` what
-    the model takes in memory, before it is loaded.
+    `progress` is told of compiling, and of loading that takes a while; `admit` what the model takes
+    in memory, before it is loaded.
     """
     if name == "cpu":
         from .cpu import CpuBackend

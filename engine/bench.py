@@ -20,7 +20,7 @@ import numpy as np
 
 from ..kernels.errors import InvalidInput
 from . import platform
-from .backend import MAX_ROWS
+from .backend import MAX_ROWS, Progress
 from .bandwidth import Probe, moved_bytes
 from .cpu import check_threads
 from .model import Model
@@ -28,8 +28,6 @@ from .objects import compile_seconds
 from .state import State
 
 Notice = Callable[[str], None]
-#: Told what is being done, the steps done, and the steps in all.
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +116,8 @@ def _load(plan: Plan, path: str, threads: int, notice: Notice, progress: Progres
     platform.reset_peak()
     compiled, began = compile_seconds(), time.perf_counter()
     model = Model(
-        path, threads, notice=notice, progress=lambda done, all: progress("compiling", done, all),
-        repack=plan.repack, max_ram=plan.max_ram,
-    )  # fmt: skip
+        path, threads, notice=notice, progress=progress, repack=plan.repack, max_ram=plan.max_ram
+    )
     model.forward([0])
     seconds, jit = time.perf_counter() - began, compile_seconds() - compiled
     peak = platform.peak_resident()

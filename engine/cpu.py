@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -10,10 +11,10 @@ from ..kernels import table
 from ..kernels.errors import InvalidInput
 from ..models.graph import Graph
 from . import packing
-from .backend import MAX_ROWS, Batch
+from .backend import MAX_ROWS, Batch, Progress
 from .footprint import Footprint, footprint
 from .lowering import lower
-from .objects import Notice, Progress, addresses, key
+from .objects import Notice, addresses, key
 from .platform import pages, processors, yield_address
 from .state import PAGE_ROWS, Layout, aligned
 from .threads import CancelFlag, pool
@@ -33,7 +34,10 @@ class CpuBackend:
         progress: Progress | None = None,
         admit: Callable[[Footprint], None] | None = None,
     ) -> None:
-        """`admit` may refuse, by raising, before anything is compiled or loaded."""
+        """`progress` is told what is being done, steps done, and steps in all.
+
+        `admit` may refuse, by raising, before anything is compiled or loaded.
+        """
         self.threads = check_threads(threads)
         self.numerics = f"cpu/{key()}"
         self.delay_seed = 0
@@ -41,7 +45,8 @@ class CpuBackend:
         if admit is not None:
             admit(footprint(self._program, weights, Layout.of(graph), self.threads))
         wanted = [*self._program.kernels, *packing.kernels(weights.packings), *KERNELS]
-        found = addresses(wanted, notice, progress)
+        told = progress or (lambda label, done, total: None)
+        found = addresses(wanted, notice, partial(told, "compiling"))
         self._program.records[:, table.KERNEL] = [found[name] for name, _ in self._program.kernels]
         self._kernels = {name: found[name] for name, _ in KERNELS}
         self._arena = pages(self._program.arena_bytes).view(np.float32)
@@ -51,8 +56,9 @@ class CpuBackend:
         self._never = CancelFlag()
         self._scratch = pages(0)
         self._context = self._fixed_context()
+        cancel, loading = CancelFlag(), partial(told, "loading")
         with pool().turn:
-            pool().call(lambda: packing.pack(weights, found, self._pack), CancelFlag())
+            pool().call(lambda: packing.pack(weights, found, self._pack, cancel, loading), cancel)
         weights.fill()
 
     def _fixed_context(self) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 from .. import models
 from ..kernels.errors import InvalidFile, InvalidInput, NumericalError
 from ..kernels.formats.gguf import GGUF
-from .backend import MAX_ROWS, Batch, make_backend
+from .backend import MAX_ROWS, Batch, Progress, make_backend
 from .footprint import admission, fits_panels
 from .info import open_file
 from .state import Layout, State, check_states
@@ -42,12 +42,12 @@ class Model:
         threads: int | None = None,
         backend: str = "cpu",
         notice: Callable[[str], None] = print_notice,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
         repack: bool | None = None,
         max_ram: str | int | None = None,
         text: bool = False,
     ) -> None:
-        """See `keelback.load`; `notice` and `progress` are told of compilation, if there is any.
+        """See `keelback.load`; `notice` and `progress` are told of what takes time.
 
         With `text` the tokenizer, which is sure to be used, is built while the weights are loaded.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,13 @@ import numpy as np
 
 from ..kernels import table
 from ..kernels.formats.panels import LANES, panel_rows
+from .threads import CancelFlag
 from .weights import Packing, WeightStore
 
 #: Bytes, about, that are packed before the pages they came from are given back.
 STRIDE = 8 << 20
+#: Seconds of packing before progress is told.
+PATIENCE = 1.0
 
 _MODULE = f"{table.__package__}.pack_cpu"
 
@@ -24,19 +28,30 @@ def kernels(packings: Sequence[Packing]) -> list[tuple[str, str]]:
 
 
 def pack(
-    store: WeightStore, addresses: Mapping[str, int], walk: Callable[[np.ndarray], None]
+    store: WeightStore,
+    addresses: Mapping[str, int],
+    walk: Callable[[np.ndarray], None],
+    cancel: CancelFlag,
+    progress: Callable[[int, int], None],
 ) -> None:
     """Fill the panels that a store has reserved, and give the tensors' own memory back.
 
-    addresses: those of `kernels`. walk: plays an array of records with all threads.
+    addresses: those of `kernels`. walk: plays an array of records with all threads. `cancel` ends
+    it soon, half done. `progress` is told bytes when it takes longer.
     """
-    waiting: list[_Piece] = []
-    for packing, (name, _) in zip(store.packings, kernels(store.packings), strict=True):
-        for piece in _pieces(packing, addresses[name]):
-            waiting.append(piece)
-            if sum(piece.end - piece.start for piece in waiting) >= STRIDE:
-                _play(store, waiting, walk)
-    _play(store, waiting, walk)
+    total, done, waiting = sum(packing.info.nbytes for packing in store.packings), 0, []
+    began, told = time.perf_counter(), False
+    for piece in _all_pieces(store.packings, addresses):
+        waiting.append(piece)
+        done += piece.end - piece.start
+        if sum(piece.end - piece.start for piece in waiting) < STRIDE and done < total:
+            continue
+        _play(store, waiting, walk)
+        told = told or time.perf_counter() - began > PATIENCE
+        if told:
+            progress(done, total)
+        if cancel.is_set:
+            return
     store.packings.clear()
 
 
@@ -51,6 +66,11 @@ class _Piece:
     target: int
     rows: int
     matrices: int
+
+
+def _all_pieces(packings: Sequence[Packing], addresses: Mapping[str, int]) -> Iterator[_Piece]:
+    for packing, (name, _) in zip(packings, kernels(packings), strict=True):
+        yield from _pieces(packing, addresses[name])
 
 
 def _pieces(packing: Packing, kernel: int) -> Iterator[_Piece]:
@@ -77,8 +97,7 @@ def _pieces(packing: Packing, kernel: int) -> Iterator[_Piece]:
 
 def _play(store: WeightStore, pieces: list[_Piece], walk: Callable[[np.ndarray], None]) -> None:
     """Pack pieces, and give their pages back; empties the list."""
-    if pieces:
-        walk(np.stack([_record(store, index, piece) for index, piece in enumerate(pieces)]))
+    walk(np.stack([_record(store, index, piece) for index, piece in enumerate(pieces)]))
     for piece in pieces:
         store.file.release(piece.packing.info, piece.start, piece.end)
     pieces.clear()

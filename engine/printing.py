@@ -24,7 +24,7 @@ def bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def bars(wiped: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress bars one after another; wiped out when they are full, for lines follow."""
+    """Progress bars one after another; wiped out when they are full, unless they are to stay."""
     with contextlib.ExitStack() as stack:
         current: Any = None
 
@@ -36,10 +36,10 @@ def bars(wiped: bool = True) -> Iterator[Callable[[str, int, int], None]]:
                 )
             if current is not None:
                 current.update(done - current.pos)
-                if wiped and done >= total:
+                if done >= total:
                     current = None
                     stack.close()
-                    sys.stderr.write(_LINE_UP_AND_CLEAR)
+                    sys.stderr.write(_LINE_UP_AND_CLEAR if wiped else "")
 
         yield report
 
