@@ -84,7 +84,8 @@ def footprint(
         scratch=threads * program.scratch,
         state=fixed,
         cache=tokens * layout.bytes_per_token * sequences,
-        copies=fixed,
+        # A text's first rows need none.
+        copies=fixed if context > MAX_ROWS else 0,
         # A forward's, what is returned, and what the state keeps.
         logits=3 * program.vocabulary * _FLOAT * sequences,
     )

@@ -201,11 +201,14 @@ class Model:
     def _forward_or_restore(self, batch: Batch, cancel: CancelFlag) -> np.ndarray:
         """Run a batch and return its logits; where it fails, states are as they were, or marked.
 
-        A recurrent state cannot be wound back, so it is copied first; not for a single row, which
-        is not cancelled, and for which a copy would double the memory traffic of the state.
+        A recurrent state cannot be wound back, so it is copied first; not the state before the
+        first token, which is zeros, and not for a single row, which is not cancelled, and for which
+        a copy would double the memory traffic of the state.
         """
         several = len(batch.ids) > 1
-        kept = [state.block.copy() for state in batch.states] if several else []
+        kept: list[Any] = [
+            state.block.copy() if several and state.position else 0 for state in batch.states
+        ]
         try:
             logits = self.backend.forward(batch, cancel if several else None)
             if logits is None:
@@ -216,8 +219,9 @@ class Model:
                     "the file is damaged, or its weights overflow"
                 )
         except BaseException:
-            for state, block in zip(batch.states, kept, strict=False):
-                state.block[:] = block
+            if several:
+                for state, block in zip(batch.states, kept, strict=True):
+                    state.block[:] = block
             batch.states[0].damaged = not several
             raise
         return logits
