@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import secrets
 import sys
 import time
@@ -53,6 +54,8 @@ class Commands(click.Group):
 @click.version_option(package_name="keelback")
 def main() -> None:
     """Run language models whose memory does not grow."""
+    # NumPy would start threads for matrix products of its own, which keelback does not use.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 @main.command()

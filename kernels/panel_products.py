@@ -50,51 +50,47 @@ def ahead(at, nbytes):
         prefetch(at + AHEAD + line)
 
 
-def q8_0(tokens):
-    total_start, start = zeros(tokens), no_ints(tokens)
+def _one_scale(groups, add_group, add):
+    """Formats of 32 columns with one scale a row: `groups` vectors of weights behind it."""
 
-    @inline
-    def product(panel, x, step, columns):
-        total, record = total_start(), x + columns
-        for _ in range(columns // BLOCK):
-            if tokens == 1:
-                ahead(panel, HALVES)
-            ints = start()
-            for group in range(8):
-                at = panel + HALVES + VECTOR * group
+    def tile(tokens):
+        total_start, start = zeros(tokens), no_ints(tokens)
+
+        @inline
+        def product(panel, x, step, columns):
+            total, record = total_start(), x + columns
+            for _ in range(columns // BLOCK):
                 if tokens == 1:
-                    ahead(at, VECTOR)
-                weights = load_bytes(at)
-                ints = dot_signed(ints, weights, x + 4 * group, step)
-            total = add_q8_0(total, ints, load_f16(panel), record, step)
-            panel, x, record = panel + HALVES + 8 * VECTOR, x + BLOCK, record + RECORD
-        return total
+                    ahead(panel, HALVES)
+                ints = start()
+                for group in range(groups):
+                    at = panel + HALVES + VECTOR * group
+                    if tokens == 1:
+                        ahead(at, VECTOR)
+                    ints = add_group(ints, load_bytes(at), x + 4 * group, step)
+                total = add(total, ints, load_f16(panel), record, step)
+                panel, x = panel + HALVES + groups * VECTOR, x + BLOCK
+                record += RECORD
+            return total
 
-    return product
+        return product
+
+    return tile
 
 
-def q4_0(tokens):
-    total_start, start = zeros(tokens), no_ints(tokens)
+@inline
+def bytes_group(ints, weights, x, step):
+    return dot_signed(ints, weights, x, step)
 
-    @inline
-    def product(panel, x, step, columns):
-        total, record = total_start(), x + columns
-        for _ in range(columns // BLOCK):
-            if tokens == 1:
-                ahead(panel, HALVES)
-            ints = start()
-            for group in range(4):
-                at = panel + HALVES + VECTOR * group
-                if tokens == 1:
-                    ahead(at, VECTOR)
-                weights = load_bytes(at)
-                ints = dot(ints, low_nibbles(weights), x + 4 * group, step)
-                ints = dot(ints, high_nibbles(weights), x + 16 + 4 * group, step)
-            total = add_q4_0(total, ints, load_f16(panel), record, step)
-            panel, x, record = panel + HALVES + 4 * VECTOR, x + BLOCK, record + RECORD
-        return total
 
-    return product
+@inline
+def nibbles_group(ints, weights, x, step):
+    ints = dot(ints, low_nibbles(weights), x, step)
+    return dot(ints, high_nibbles(weights), x + 16, step)
+
+
+q8_0 = _one_scale(8, bytes_group, add_q8_0)
+q4_0 = _one_scale(4, nibbles_group, add_q4_0)
 
 
 def q4_k(tokens):

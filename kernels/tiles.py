@@ -99,30 +99,26 @@ def each(builder: ir.IRBuilder, tile: TileType, make: Callable[[int], ir.Value])
 # ---- making tiles
 
 
-def zeros(tokens: int) -> Any:
-    """A function that makes a float tile of zeros."""
-    tile = TileType("f32", tokens)
+def _filled(kind: str, tokens: int, value: ir.Constant) -> Any:
+    tile = TileType(kind, tokens)
 
     @intrinsic
     def make(_typing):
         return tile(), lambda context, builder, signature, args: each(
-            builder, tile, lambda token: _constant(_F32, 0.0)
+            builder, tile, lambda token: value
         )
 
     return make
+
+
+def zeros(tokens: int) -> Any:
+    """A function that makes a float tile of zeros."""
+    return _filled("f32", tokens, _constant(_F32, 0.0))
 
 
 def no_ints(tokens: int) -> Any:
     """A function that makes an integer tile of zeros."""
-    tile = TileType("i32", tokens)
-
-    @intrinsic
-    def make(_typing):
-        return tile(), lambda context, builder, signature, args: each(
-            builder, tile, lambda token: _constant(_I32, 0)
-        )
-
-    return make
+    return _filled("i32", tokens, _constant(_I32, 0))
 
 
 def spread_ints(tokens: int) -> Any:

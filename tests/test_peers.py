@@ -6,14 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pytest
 
+import formats
 import modelfiles
 from keelback import models
 from keelback.engine.model import Model
+from keelback.kernels.formats.blocks import NATIVE
 
 SCRIPT = Path(__file__).parent / "bench" / "peers.py"
 SMALL = {
@@ -57,3 +60,16 @@ def test_a_comparison_ends_in_json(tmp_path: Path):
     (row,) = report["speed"]
     assert row["engine"] == "keelback" and row["decode_ratio"] == row["prefill_ratio"] == 1
     assert row["moved_bytes_per_token"] > 4_681_832 and row["bandwidth_share"] > 0
+
+
+def test_the_table_of_formats_has_all_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(formats, "WEIGHTS", 1 << 16)
+    monkeypatch.setattr(formats, "DRAWN", 32)
+    monkeypatch.setattr(formats, "Probe", lambda notice: SimpleNamespace(measure=lambda threads: 1))
+    said: list[str] = []
+    rows = formats.formats(
+        SimpleNamespace(say=said.append, folder=tmp_path, threads=["1"], repeat=1)
+    )
+    assert {row["format"] for row in rows} == {block.name for block in NATIVE}
+    assert all(row["matrix_operations_per_second"] > 0 for row in rows)
+    assert len(said) == 1 + len(rows) and not list(tmp_path.iterdir())

@@ -4,7 +4,9 @@ A panel holds 16 rows. It is walked along the columns, one superblock of the for
 inside, the scales of the 16 rows stand together, and every vector of 64 bytes holds 4 consecutive
 bytes of each row. So a dot product needs no sum across lanes, and one weight load serves every
 token of a tile. What a byte means is left as GGUF has it, but for Q8_0, stored with the sign bit
-flipped (unsigned, w + 128), and for the 6-bit scales of Q4_K, unpacked to bytes.
+flipped (unsigned, w + 128), for the 6-bit scales of Q4_K, unpacked to bytes, and for the weights of
+Q6_K, whose six bits are joined: of 4 blocks of 32 columns, three have a vector each, and the last
+one's bits stand in the top two of theirs.
 
     format  superblock     scales, 16 rows each                 weights
     Q8_0    32 columns     f16 d                                8 vectors

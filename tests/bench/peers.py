@@ -22,7 +22,6 @@ from statistics import median
 from typing import Any
 
 import formats
-
 import processes
 from driver import Engine, engines, installed_peers
 from modelfiles import MODELS, TYPES, model_file
