@@ -54,7 +54,7 @@ class Commands(click.Group):
 @click.version_option(package_name="keelback")
 def main() -> None:
     """Run language models whose memory does not grow."""
-    # NumPy would start threads for matrix products of its own, which keelback does not use.
+    # NumPy would start threads for matrix products, which only the slow reference backend makes.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 

@@ -17,6 +17,8 @@ IDS_BASE, IDS_ADDRESS, OUTPUT_ADDRESS = table.IDS, table.IDS_ADDRESS, table.OUTP
 
 #: Pauses of the longest delay.
 LONGEST_DELAY = 4096
+#: Claims of a thread in an op, where there are units enough for that.
+CLAIMS = 6
 
 
 @inline
@@ -124,6 +126,15 @@ def delay(seed, index, thread):
     mixed = (seed + index * 7919 + thread * 104729) * 2862933555777941757
     for _ in range((mixed >> 33) & (LONGEST_DELAY - 1)):
         pause()
+
+
+@inline
+def claim_size(units, threads):
+    """How many of an op's units are claimed at once, where they lie side by side in memory.
+
+    Long pieces are read from end to end; several claims a thread even out what threads take.
+    """
+    return max(1, units // (CLAIMS * threads))
 
 
 @inline

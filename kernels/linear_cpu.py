@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from . import panel_products, row_products
-from .access import address, claim, integer, present, rows, scratch_of, stride, width
+from .access import address, claim, claim_size, integer, present, rows, scratch_of, stride, width
 from .formats.panels import PANELS
 from .intrinsics import (
     LANES,
@@ -28,9 +28,6 @@ OUT, X, WEIGHT, BIAS = 0, 1, 2, 3
 FLOAT = 4
 #: Tokens that meet a weight at once.
 MANY, SOME = 8, 4
-#: Claims of a thread in one product, where there are units enough: each reads a long piece from
-#: end to end, and there are still some to even out what threads take.
-CLAIMS = 6
 ZERO, BYTE_MAX, BYTE_INVERSE = np.float32(0), np.float32(127), np.float32(1 / 127)
 
 
@@ -82,7 +79,7 @@ def _linear(name, product, ready):
         outputs, columns, count = width(op, OUT), width(op, WEIGHT), rows(op, context)
         bias = address(op, context, BIAS) if present(op, BIAS) else 0
         units, row_bytes = (outputs + LANES - 1) // LANES, stride(op, WEIGHT)
-        group = max(1, units // (CLAIMS * threads))
+        group = claim_size(units, threads)
         block = claim(op, context)
         while block * group < units:
             for index in range(block * group, min(units, (block + 1) * group)):

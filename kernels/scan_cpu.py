@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from .access import address, claim, first_row, integer, sequences, state, stride, width
+from .access import address, claim, claim_size, first_row, integer, sequences, state, stride, width
 from .elementary import exp_down
 from .intrinsics import LANES, f32, fma, load, load_first, prefetch, splat, store, store_first
 from .jit import inline, kernel
 
 OUT, X, DT, B, C, STATE, A, D = range(8)
 FLOAT = 4
-#: Claims of a thread, where there are strips enough: neighbours share pages, and read ahead.
-CLAIMS = 6
 #: Bytes from what is read to what is asked for: four strips on, in the same row.
 AHEAD = 4 * FLOAT * LANES
 
@@ -62,7 +60,7 @@ _whole, _part = _strip(_load_whole, _store_whole), _strip(load_first, store_firs
 def selective_scan(op, context, thread, threads):
     columns = width(op, OUT)
     strips = (columns + LANES - 1) // LANES
-    group = max(1, strips // (CLAIMS * threads))
+    group = claim_size(strips, threads)
     groups = (strips + group - 1) // group
     block = claim(op, context)
     while block < groups * sequences(context):

@@ -86,9 +86,7 @@ _GDN = _COMMON | {
     "eos_token_id": 2,
     "pad_token_id": None,
 }
-_GRANITE = _COMMON | {
-    "architectures": ["GraniteMoeHybridForCausalLM"],
-    "layer_types": ["mamba", "attention", "mamba"],
+_HYBRID = _COMMON | {
     "num_hidden_layers": 3,
     "mamba_d_conv": 4,
     "mamba_d_state": 16,
@@ -98,13 +96,17 @@ _GRANITE = _COMMON | {
     "mamba_conv_bias": True,
     "mamba_proj_bias": False,
     "attention_bias": False,
-    "num_local_experts": 0,
-    "num_experts_per_tok": 0,
-    "position_embedding_type": "nope",
     "max_position_embeddings": 4096,
     "rope_theta": 10000.0,
     "rope_scaling": None,
     "rms_norm_eps": 1e-5,
+}
+_GRANITE = _HYBRID | {
+    "architectures": ["GraniteMoeHybridForCausalLM"],
+    "layer_types": ["mamba", "attention", "mamba"],
+    "num_local_experts": 0,
+    "num_experts_per_tok": 0,
+    "position_embedding_type": "nope",
     # Multipliers that would be missed, of the size of real ones.
     "embedding_multiplier": 3.5,
     "residual_multiplier": 0.6,
@@ -112,23 +114,10 @@ _GRANITE = _COMMON | {
     "logits_scaling": 1.7,
     "tie_word_embeddings": True,
 }
-_BAMBA = _COMMON | {
+_BAMBA = _HYBRID | {
     "architectures": ["BambaForCausalLM"],
     "attn_layer_indices": [1],
-    "num_hidden_layers": 3,
-    "mamba_d_conv": 4,
-    "mamba_d_state": 16,
-    "mamba_expand": 2,
-    "mamba_n_groups": 1,
-    "mamba_chunk_size": 16,
-    "mamba_conv_bias": True,
-    "mamba_proj_bias": False,
-    "attention_bias": False,
     "mlp_bias": False,
-    "max_position_embeddings": 4096,
-    "rope_theta": 10000.0,
-    "rope_scaling": None,
-    "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
     "pad_token_id": 0,
 }
