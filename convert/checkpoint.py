@@ -1,154 +1,108 @@
-"""A Hugging Face checkpoint on disk: its config and its tensors, read through memory maps.
-
-The safetensors header is read here because bfloat16 is unknown to NumPy: tensors come as float32.
-Source: the safetensors format (an 8-byte length, a JSON header, then the data).
-"""
+"""A checkpoint on disk: its config, and its tensors by name, whatever files they lie in."""
 
 from __future__ import annotations
 
-import json
-import math
-import mmap
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..kernels.errors import InvalidFile, UnsupportedModel
-from ..kernels.formats.blocks import bf16_to_f32
-from .config import Config, read_json
-
-#: How safetensors spells the types that can be read, and what their bytes are.
-_TYPES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
-    "F32": ("<f4", lambda raw: raw.astype(np.float32, copy=False)),
-    "F16": ("<f2", lambda raw: raw.astype(np.float32)),
-    "BF16": ("<u2", bf16_to_f32),
-    "F64": ("<f8", lambda raw: raw.astype(np.float32)),
-}
-_LARGEST_HEADER = 100 << 20
-_COMPARED_ROWS = 4096
+from .config import read_json
+from .layouts import recognise
+from .safetensors_file import read_safetensors
+from .source import TYPES, Scaled, Source, Stored
+from .torch_file import read_torch
 
 #: Tensors that carry nothing a model needs.
-_IGNORED = ("position_ids", "num_batches_tracked", "inv_freq", "masked_bias")
+_IGNORED = (
+    "position_ids", "num_batches_tracked", "inv_freq", "masked_bias",
+    "input_scale", "activation_scale", "k_scale", "v_scale",
+)  # fmt: skip
+#: What stands beside a float8 matrix: factors to multiply it with, whatever "inv" says.
+_FACTORS = ("weight_scale_inv", "weight_scale")
 
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A tensor on disk: `kind` as safetensors names it, `shape` slowest dimension first."""
-
-    file: mmap.mmap
-    kind: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of the tensor seen as a matrix; one of a single dimension is one row."""
-        return self.shape[0] if len(self.shape) > 1 else 1
-
-    def read(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """The rows of a slice or of an index, as float32: (count, width)."""
-        dtype, widen = _TYPES[self.kind]
-        raw = np.frombuffer(self.file, dtype, math.prod(self.shape), self.offset)
-        return widen(raw.reshape(self.rows, -1)[rows])
-
-    def equals(self, other: Source) -> bool:
-        """Whether two tensors hold the same numbers; compared a few rows at a time."""
-        starts = range(0, self.rows, _COMPARED_ROWS)
-        return self.shape == other.shape and all(
-            np.array_equal(
-                self.read(slice(at, at + _COMPARED_ROWS)),
-                other.read(slice(at, at + _COMPARED_ROWS)),
-            )
-            for at in starts
-        )
+_READERS: dict[str, Callable[[Path], dict[str, Stored]]] = {
+    ".safetensors": read_safetensors,
+    ".bin": read_torch,
+}
+#: Where weights are looked for, in this order: an index of several files, and the files themselves.
+_PLACES = (
+    ("model.safetensors.index.json", "[!.]*.safetensors"),
+    ("pytorch_model.bin.index.json", "pytorch_model*.bin"),
+)
 
 
 class Checkpoint:
-    """A folder with `config.json` and `*.safetensors`, sharded or not.
+    """A folder of config.json (or params.json) and weight files, or one weight file in it.
 
     Raises InvalidFile for a folder that is no checkpoint or is damaged, UnsupportedModel for
-    adapters, quantized checkpoints and weights in pickle files.
+    adapters and for weights in forms that cannot be converted.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        if path.is_file() and path.suffix in _READERS:
+            self.folder, self.files = path.parent, [path]
+        elif path.is_dir():
+            self.folder, self.files = path, weight_files(path)
+        else:
+            raise InvalidFile(f"{path} is no folder; give the folder of a Hugging Face checkpoint")
+        self.layout = recognise(self.folder)
+        self.config = self.layout.config
+        if not self.files:
             raise InvalidFile(
-                f"{folder} is no folder; give the folder of a Hugging Face checkpoint"
+                f"{self.folder} holds neither *.safetensors nor pytorch_model*.bin; download the "
+                "checkpoint again"
             )
-        self.config = Config(self.folder / "config.json", self._config())
-        self.files = self._files()
         self._tensors: dict[str, Source] = {}
         self._used: set[str] = set()
-        for path in self.files:
-            self._open(path)
+        for file in self.files:
+            self._open(file)
+        self._join_factors()
 
-    def _config(self) -> dict[str, Any]:
-        path = self.folder / "config.json"
-        if not path.exists():
-            if (self.folder / "adapter_config.json").exists():
-                raise UnsupportedModel(
-                    f"{self.folder} holds an adapter (LoRA); merge it into its base model first"
+    def _open(self, file: Path) -> None:
+        for stored_name, tensor in _READERS[file.suffix](file).items():
+            name = self.layout.rename(stored_name)
+            if name in self._tensors:
+                raise InvalidFile(
+                    f"{file}: the tensor {stored_name} is there twice; keep the files of one copy "
+                    "of the weights only"
                 )
-            raise InvalidFile(f"{self.folder} has no config.json; it is no Hugging Face checkpoint")
-        values = read_json(path)
-        quantized = values.get("quantization_config") or values.get("quantization")
-        if quantized:
-            method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-            raise UnsupportedModel(
-                f"{self.folder} is quantized already ({method}); convert the original checkpoint, "
-                "and choose a smaller type with --outtype"
-            )
-        return values
+            self._tensors[name] = tensor
 
-    def _files(self) -> list[Path]:
-        index = self.folder / "model.safetensors.index.json"
-        if index.exists():
-            mapping = read_json(index).get("weight_map")
-            if not isinstance(mapping, dict) or not mapping:
-                raise InvalidFile(f"{index} has no weight_map; download the checkpoint again")
-            names = sorted({str(name) for name in mapping.values()})
-            for name in names:
-                if Path(name).name != name or not name.endswith(".safetensors"):
-                    raise InvalidFile(
-                        f"{index} names {name[:80]!r}, which is no .safetensors file there; "
-                        "do not trust this checkpoint"
-                    )
-            return [self.folder / name for name in names]
-        # Hidden files are what some systems leave beside the real ones.
-        paths = sorted(self.folder.glob("[!.]*.safetensors"))
-        if not paths and any(self.folder.glob("*.bin")):
+    def _join_factors(self) -> None:
+        """Put the factors of float8 matrices to the matrices."""
+        for name in [name for name in self._tensors if name.endswith(_FACTORS)]:
+            weight = f"{name.rpartition('.')[0]}.weight"
+            numbers = self._tensors.get(weight)
+            if numbers is not None and numbers.kind.startswith("F8"):
+                self._tensors[weight] = self._scaled(numbers, self._tensors.pop(name), name)
+
+    def _scaled(self, numbers: Source, factors: Source, name: str) -> Scaled:
+        """Factors are for blocks of the size that config names, for rows, or for all at once."""
+        if len(numbers.shape) != 2 or factors.kind not in TYPES or 0 in factors.shape:
             raise UnsupportedModel(
-                f"{self.folder} keeps its weights in .bin files; save it as safetensors first"
+                f"{self.folder}: {name} belongs to no float8 matrix; convert the checkpoint in BF16"
             )
-        if not paths:
+        values = factors.read()
+        rows, columns = numbers.shape
+        block = (rows, columns)
+        if values.size == rows > 1:
+            values, block = values.reshape(rows, 1), (1, columns)
+        elif values.size > 1:
+            block = self.layout.block
+        grid = tuple(-(-size // step) for size, step in zip((rows, columns), block, strict=True))
+        if values.shape != grid and values.size != 1:
             raise InvalidFile(
-                f"{self.folder} holds no *.safetensors; download the checkpoint again"
+                f"{self.folder}: {name} has the shape {list(factors.shape)}, where blocks of "
+                f"{list(block)} of a matrix {[rows, columns]} ask for {list(grid)}"
             )
-        return paths
+        return Scaled(numbers, np.ascontiguousarray(values.reshape(grid)), block)
 
-    def _open(self, path: Path) -> None:
-        """Read a file's header and remember where its tensors lie, after checking that they do."""
-        damaged = InvalidFile(f"{path} is damaged or incomplete; download it again")
-        try:
-            with open(path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            length = int.from_bytes(mapped[:8], "little")
-            if not 2 <= length <= min(_LARGEST_HEADER, len(mapped) - 8):
-                raise damaged
-            header = json.loads(mapped[8 : 8 + length])
-            for name, entry in header.items():
-                if name != "__metadata__":
-                    self._tensors[name] = _source(mapped, 8 + length, path, name, entry)
-        except FileNotFoundError:
-            raise InvalidFile(f"{path} is missing; download the checkpoint again") from None
-        except OSError as error:
-            raise InvalidFile(f"{path} cannot be opened: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise damaged from None
+    def names(self) -> Iterable[str]:
+        """The names of all tensors."""
+        return self._tensors.keys()
 
     def find(self, name: str, *shape: int) -> Source | None:
         """A tensor seen in the shape that is asked for, or None where there is none.
@@ -159,10 +113,10 @@ class Checkpoint:
         if source is None:
             return None
         self._used.add(name)
-        if source.kind not in _TYPES:
+        if source.kind not in TYPES:
             raise UnsupportedModel(
                 f"{self.folder}: tensor {name} has the type {source.kind}; "
-                "convert a checkpoint in F32, F16 or BF16"
+                "convert a checkpoint in F32, F16, BF16 or float8"
             )
         if 0 in source.shape:
             raise InvalidFile(f"{self.folder}: tensor {name} is empty; download it again")
@@ -171,7 +125,7 @@ class Checkpoint:
                 f"{self.folder}: tensor {name} has the shape {list(source.shape)} where config "
                 f"asks for {list(shape)}; the two do not belong together"
             )
-        return replace(source, shape=shape) if shape else source
+        return source.reshaped(*shape) if shape else source
 
     def require(self, name: str, *shape: int) -> Source:
         """`find` for a tensor that has to be there; raises InvalidFile when it is not."""
@@ -181,6 +135,12 @@ class Checkpoint:
                 f"{self.folder} lacks the tensor {name}; download the checkpoint again"
             )
         return source
+
+    def ignore(self, *prefixes: str) -> int:
+        """Leave tensors aside on purpose; returns how many there are."""
+        names = [name for name in self._tensors if name.startswith(prefixes)]
+        self._used.update(names)
+        return len(names)
 
     def check_all_used(self) -> None:
         """Raise UnsupportedModel when a tensor has been left aside: the result would be wrong."""
@@ -193,11 +153,31 @@ class Checkpoint:
             )
 
 
-def _source(mapped: mmap.mmap, start: int, path: Path, name: str, entry: dict[str, Any]) -> Source:
-    kind, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-    numbers_fit = all(type(n) is int and 0 <= n <= len(mapped) for n in (*shape, first, last))
-    if not numbers_fit or first > last or start + last > len(mapped):
-        raise InvalidFile(f"{path}: tensor {name} does not lie inside the file; download it again")
-    if kind in _TYPES and math.prod(shape) * np.dtype(_TYPES[kind][0]).itemsize != last - first:
-        raise InvalidFile(f"{path}: tensor {name} has not as many bytes as its shape says")
-    return Source(mapped, kind, shape, start + first)
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's weights, safetensors before pickles."""
+    for index_name, pattern in _PLACES:
+        index = folder / index_name
+        if index.exists():
+            return _indexed(index)
+        # Hidden files are what some systems leave beside the real ones.
+        paths = sorted(folder.glob(pattern))
+        own = [path for path in paths if not path.name.startswith("consolidated")]
+        if paths:
+            return own or paths
+    return []
+
+
+def _indexed(index: Path) -> list[Path]:
+    """The files an index names, all of which have to lie beside it."""
+    mapping = read_json(index).get("weight_map")
+    if not isinstance(mapping, dict) or not mapping:
+        raise InvalidFile(f"{index} has no weight_map; download the checkpoint again")
+    suffix = Path(index.name.removesuffix(".index.json")).suffix
+    names = sorted({str(name) for name in mapping.values()})
+    for name in names:
+        if Path(name).name != name or not name.endswith(suffix):
+            raise InvalidFile(
+                f"{index} names {name[:80]!r}, which is no {suffix} file there; "
+                "do not trust this checkpoint"
+            )
+    return [index.parent / name for name in names]

@@ -15,6 +15,7 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .mamba import add_ends
 from .plan import Part, Plan, negative_exp
+from .source import rows_of
 
 MODEL_TYPES = ("gated_deltanet",)
 
@@ -33,7 +34,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     for key in ("hidden_act", "output_gate_activation"):
         config.one_of(key, "swish", "swish", "silu")
     up_proj = checkpoint.require("model.layers.0.mlp.up_proj.weight")
-    result = Plan("gated-deltanet", _keys(config, up_proj.rows))
+    result = Plan("gated-deltanet", _keys(config, rows_of(up_proj)))
     result.remark(
         "for keelback only: llama.cpp has no architecture for Gated DeltaNet without attention"
     )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..kernels.errors import InvalidFile, UnsupportedModel
-from .checkpoint import Checkpoint, Source
+from .checkpoint import Checkpoint
 from .config import Config
 from .mamba import CONTEXT_LENGTH, add_ends
 from .mamba2 import add_mixer
 from .plan import Part, Plan
+from .source import Source
 
 MODEL_TYPES = ("granitemoehybrid", "bamba")
 
@@ -268,7 +268,7 @@ def _add_experts(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     _add_halves(result, f"blk.{i}", "_exps", source, (experts, d_ff, d_model))
     source = need(f"{moe}.output_linear.weight", experts, d_model, d_ff)
     # Seen as one matrix, so that it is not read an expert at a time.
-    source = replace(source, shape=(experts * d_model, d_ff))
+    source = source.reshaped(experts * d_model, d_ff)
     result.add(f"blk.{i}.ffn_down_exps.weight", (experts, d_model, d_ff), source)
 
 
@@ -276,7 +276,7 @@ def _add_halves(result: Plan, blk: str, kind: str, source: Source, shape: tuple[
     """Gate and up, which lie in one matrix, or in one of each expert: first the gate's rows."""
     width, d_model = shape[-2:]
     rows = np.arange(math.prod(source.shape[:-1])).reshape(-1, 2, width)
-    matrix = replace(source, shape=(rows.size, d_model))
+    matrix = source.reshaped(rows.size, d_model)
     for part, half in (("gate", 0), ("up", 1)):
         index = rows[:, half].reshape(-1)
         result.add(f"{blk}.ffn_{part}{kind}.weight", shape, Part(matrix, rows=index))

@@ -7,6 +7,7 @@ import math
 from .checkpoint import Checkpoint
 from .config import Config
 from .plan import Part, Plan, negative_exp
+from .source import equal
 
 MODEL_TYPES = ("mamba", "falcon_mamba")
 
@@ -87,7 +88,7 @@ def add_ends(result: Plan, checkpoint: Checkpoint, embedding: str, norm: str) ->
     result.add("token_embd.weight", (vocabulary, d_model), table)
     result.add("output_norm.weight", (d_model,), checkpoint.require(norm, d_model))
     head = checkpoint.find("lm_head.weight", vocabulary, d_model)
-    if head is not None and not head.equals(table):
+    if head is not None and not equal(head, table):
         result.add("output.weight", (vocabulary, d_model), head)
 
 

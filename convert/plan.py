@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .checkpoint import Source
+from .source import Source, Stored, rows_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +28,33 @@ class Part:
     @property
     def count(self) -> int:
         """How many rows there are."""
-        return self.source.rows if self.rows is None else len(self.rows)
+        return rows_of(self.source) if self.rows is None else len(self.rows)
+
+    @property
+    def width(self) -> int:
+        """How many numbers a row has."""
+        return math.prod(self.source.shape) // rows_of(self.source)
 
     def read(self, first: int, count: int) -> np.ndarray:
         """`count` rows from `first` on, as float32: (count, width)."""
-        wanted = slice(first, first + count)
-        values = self.source.read(wanted if self.rows is None else self.rows[wanted])
+        values = self.source.read(self._wanted(first, count))
         if self.columns is not None:
             values = values[:, self.columns]
         return values if self.function is None else self.function(values)
+
+    def is_stored_as(self, kind: str) -> bool:
+        """Whether the bytes of the checkpoint are those of a type, row for row."""
+        plain = self.columns is None and self.function is None and isinstance(self.source, Stored)
+        return plain and self.source.kind == kind
+
+    def read_raw(self, first: int, count: int) -> np.ndarray:
+        """`read` for a part that `is_stored_as` a type: in that type, bfloat16 as its bits."""
+        assert isinstance(self.source, Stored)
+        return self.source.read_raw(self._wanted(first, count))
+
+    def _wanted(self, first: int, count: int) -> slice | np.ndarray:
+        wanted = slice(first, first + count)
+        return wanted if self.rows is None else self.rows[wanted]
 
 
 @dataclass(frozen=True, slots=True)

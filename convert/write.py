@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..kernels.errors import InvalidFile
 from ..kernels.files import replacing
-from ..kernels.formats import blocks
-from ..kernels.formats.blocks import F16, F32, BlockFormat
-from .plan import Plan, Tensor
-
-#: Bytes of float32 that are encoded at once.
-CHUNK_BYTES = 8 << 20
+from ..kernels.formats.blocks import BlockFormat
+from .encode import ahead, encoded, size_of, type_of
+from .plan import Plan
 
 #: `general.file_type` by the type of the matrices.
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 QUANTIZATION_VERSION = 2
-
-#: The largest value a type can hold, where that is less than float32's.
-_LIMITS = {"F16": 65504.0, "BF16": 3.38e38, "Q8_0": 65504.0 * 127}
 
 Progress = Callable[[int, int], None]
 
@@ -49,8 +41,8 @@ def _write(
     try:
         for key, value in metadata.items():
             _add(writer, key, value)
-        kinds = [_type_of(tensor, outtype) for tensor in plan.tensors]
-        sizes = [_size_of(tensor, kind) for tensor, kind in zip(plan.tensors, kinds, strict=True)]
+        kinds = [type_of(tensor, outtype) for tensor in plan.tensors]
+        sizes = [size_of(tensor, kind) for tensor, kind in zip(plan.tensors, kinds, strict=True)]
         for tensor, kind, size in zip(plan.tensors, kinds, sizes, strict=True):
             raw = gguf.GGMLQuantizationType(kind.code)
             writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw)
@@ -61,49 +53,13 @@ def _write(
         file, done, total = writer.fout[0], 0, sum(sizes)
         file.write(bytes(-file.tell() % writer.data_alignment))
         for tensor, kind, size in zip(plan.tensors, kinds, sizes, strict=True):
-            for encoded in _encoded(tensor, kind):
-                file.write(encoded)
-                done += len(encoded)
+            for piece in ahead(encoded(tensor, kind)):
+                file.write(piece.data)
+                done += piece.size
                 progress(done, total)
             file.write(bytes(-size % writer.data_alignment))
     finally:
         writer.close()
-
-
-def _type_of(tensor: Tensor, outtype: BlockFormat) -> BlockFormat:
-    """The type a tensor gets: F32 where it has to be, F16 where rows do not divide into blocks."""
-    if tensor.always_f32:
-        return F32
-    return F16 if tensor.shape[-1] % outtype.elements else outtype
-
-
-def _size_of(tensor: Tensor, kind: BlockFormat) -> int:
-    return math.prod(tensor.shape[:-1]) * kind.row_bytes(tensor.shape[-1])
-
-
-def _encoded(tensor: Tensor, kind: BlockFormat) -> Iterator[bytes]:
-    """A tensor's bytes, a few megabytes at a time."""
-    if not tensor.parts:
-        yield bytes(_size_of(tensor, kind))
-    for part in tensor.parts:
-        rows = part.source.rows
-        step = max(1, CHUNK_BYTES * rows // (4 * math.prod(part.source.shape)))
-        for first in range(0, part.count, step):
-            values = part.read(first, step)
-            _check(tensor, kind, values)
-            yield blocks.quantize(values, kind).tobytes()
-
-
-def _check(tensor: Tensor, kind: BlockFormat, values: np.ndarray) -> None:
-    if not np.isfinite(values).all():
-        raise InvalidFile(
-            f"the values of {tensor.name} are not finite; the checkpoint is damaged, or its "
-            "training failed"
-        )
-    if kind.name in _LIMITS and np.abs(values).max() > _LIMITS[kind.name]:
-        raise InvalidFile(
-            f"a value of {tensor.name} is too large for {kind.name}; convert with --outtype f32"
-        )
 
 
 def _add(writer: Any, key: str, value: Any) -> None:
