@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .engine.faults import explain_bus_errors
 from .engine.options import (
     bench_options,
     memory_options,
@@ -35,6 +36,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named."""
+        explain_bus_errors()
         warnings.showwarning = lambda message, *_: notice(str(message))
         try:
             return super().invoke(ctx)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
 from ..kernels.errors import InvalidFile
 from ..kernels.formats import blocks
 from ..kernels.formats.blocks import F16, F32, BlockFormat
-from .plan import Tensor
+from .plan import Part, Tensor
 
-#: Bytes of float32 that are encoded at once.
-CHUNK_BYTES = 8 << 20
+#: Bytes of float32 that are encoded at once: few enough to stay in a processor's cache.
+CHUNK_BYTES = 2 << 20
 
 #: The largest value a type can hold, where that is less than float32's.
 _LIMITS = {"F16": 65504.0, "BF16": 3.38e38, "Q8_0": 65504.0 * 127}
@@ -23,7 +25,8 @@ _LIMITS = {"F16": 65504.0, "BF16": 3.38e38, "Q8_0": 65504.0 * 127}
 #: Bits that are all set in what is no finite number.
 _EXPONENTS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
 
-_T = TypeVar("_T")
+#: More of them wait for the disk.
+_THREADS = min(4, os.cpu_count() or 1)
 
 
 def type_of(tensor: Tensor, outtype: BlockFormat) -> BlockFormat:
@@ -38,51 +41,51 @@ def size_of(tensor: Tensor, kind: BlockFormat) -> int:
     return math.prod(tensor.shape[:-1]) * kind.row_bytes(tensor.shape[-1])
 
 
-def encoded(tensor: Tensor, kind: BlockFormat) -> Iterator[np.ndarray]:
+def pieces(tensor: Tensor, kind: BlockFormat) -> Iterator[np.ndarray]:
     """The bytes of a tensor, piece by piece: uint8.
 
-    Raises InvalidFile for values that are not finite or too large for the type.
+    Pieces are made in threads, some ahead of the one that is used. Raises InvalidFile for values
+    that are not finite or too large for the type.
     """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        made: deque[Future[np.ndarray]] = deque()
+        for task in _tasks(tensor, kind):
+            made.append(pool.submit(task))
+            if len(made) > _THREADS:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
+
+
+def _tasks(tensor: Tensor, kind: BlockFormat) -> Iterator[Callable[[], np.ndarray]]:
     if not tensor.parts:
-        yield np.zeros(size_of(tensor, kind), np.uint8)
+        yield partial(np.zeros, size_of(tensor, kind), np.uint8)
     for part in tensor.parts:
         step = max(1, CHUNK_BYTES // (4 * part.width))
+        encode = _copied if part.is_stored_as(kind.name) else _encoded
         for first in range(0, part.count, step):
-            if part.is_stored_as(kind.name):
-                values = part.read_raw(first, step)
-                _check_bits(tensor, kind, values)
-                yield values.reshape(-1).view(np.uint8)
-            else:
-                values = part.read(first, step)
-                _check(tensor, kind, values)
-                yield blocks.quantize(values, kind).reshape(-1)
+            yield partial(encode, tensor, kind, part, first, step)
 
 
-def ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """The same items; each is made in a thread while the one before it is used."""
-    with ThreadPoolExecutor(1) as pool:
-        end = object()
-        following = pool.submit(next, items, end)
-        while (item := following.result()) is not end:
-            following = pool.submit(next, items, end)
-            yield item  # type: ignore[misc]
-
-
-def _check_bits(tensor: Tensor, kind: BlockFormat, values: np.ndarray) -> None:
-    """`_check` for numbers that are written as they are read."""
+def _copied(tensor: Tensor, kind: BlockFormat, part: Part, first: int, count: int) -> np.ndarray:
+    """Rows that are in the file as they will be written."""
+    values = part.read_raw(first, count)
     bits = values.view(f"u{kind.nbytes}")
     exponent = bits.dtype.type(_EXPONENTS[kind.name])
     if ((bits & exponent) == exponent).any():
         raise _not_finite(tensor)
+    return values.reshape(-1).view(np.uint8)
 
 
-def _check(tensor: Tensor, kind: BlockFormat, values: np.ndarray) -> None:
+def _encoded(tensor: Tensor, kind: BlockFormat, part: Part, first: int, count: int) -> np.ndarray:
+    values = part.read(first, count)
     if not np.isfinite(values).all():
         raise _not_finite(tensor)
     if kind.name in _LIMITS and np.abs(values).max() > _LIMITS[kind.name]:
         raise InvalidFile(
             f"a value of {tensor.name} is too large for {kind.name}; convert with --outtype f32"
         )
+    return blocks.quantize(values, kind).reshape(-1)
 
 
 def _not_finite(tensor: Tensor) -> InvalidFile:

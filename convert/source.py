@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -49,17 +50,17 @@ TYPES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "F8_E4M3": ("u1", lambda raw: _E4M3[raw]),
     "F8_E5M2": ("u1", lambda raw: _widened((raw.astype("<u2") << 8).view("<f2"))),
 }
-_COMPARED_ROWS = 4096
+_COMPARED_ROWS = 256
 
 
 class InputFile:
-    """A file of a checkpoint: `size` bytes, read at any offset.
+    """A file of a checkpoint: `size` bytes, read at any offset and by any thread.
 
     Raises InvalidFile where it cannot be opened or read, or ends before it should.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self._lock = path, Lock()
         try:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
             weakref.finalize(self, self._file.close)
@@ -79,12 +80,13 @@ class InputFile:
         """Fill a contiguous array with the bytes from `offset` on."""
         view = target.reshape(-1).view(np.uint8).data
         try:
-            self._file.seek(offset)
-            while view:
-                count = self._file.readinto(view)
-                if not count:
-                    raise InvalidFile(f"{self.path} ends too early; download it again")
-                view = view[count:]
+            with self._lock:
+                self._file.seek(offset)
+                while view:
+                    count = self._file.readinto(view)
+                    if not count:
+                        raise InvalidFile(f"{self.path} ends too early; download it again")
+                    view = view[count:]
         except OSError as error:
             raise InvalidFile(
                 f"{self.path} cannot be read ({error.strerror}); check the disk it lies on"

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.files import replacing
+from ..kernels.files import check_space, replacing
 from ..kernels.formats.blocks import BlockFormat
-from .encode import ahead, encoded, size_of, type_of
+from .encode import pieces, size_of, type_of
 from .plan import Plan
 
 #: `general.file_type` by the type of the matrices.
@@ -43,6 +43,7 @@ def _write(
             _add(writer, key, value)
         kinds = [type_of(tensor, outtype) for tensor in plan.tensors]
         sizes = [size_of(tensor, kind) for tensor, kind in zip(plan.tensors, kinds, strict=True)]
+        check_space(path, sum(sizes))
         for tensor, kind, size in zip(plan.tensors, kinds, sizes, strict=True):
             raw = gguf.GGMLQuantizationType(kind.code)
             writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), size, raw)
@@ -53,7 +54,7 @@ def _write(
         file, done, total = writer.fout[0], 0, sum(sizes)
         file.write(bytes(-file.tell() % writer.data_alignment))
         for tensor, kind, size in zip(plan.tensors, kinds, sizes, strict=True):
-            for piece in ahead(encoded(tensor, kind)):
+            for piece in pieces(tensor, kind):
                 file.write(piece.data)
                 done += piece.size
                 progress(done, total)

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ..kernels.errors import InvalidInput
-from ..kernels.files import replacing
-from .platform import cache_folder, try_lock
+from ..kernels.files import replacing, try_lock
+from .platform import cache_folder
 
 #: Folders of other keys that stay: other versions, virtual environments and machines.
 KEPT_FOLDERS = 6
@@ -60,7 +60,7 @@ class ObjectFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path / f"{name}.o") as partial:
+            with replacing(self.path / f"{name}.o", flush=False) as partial:
                 partial.write_bytes(_seal(name, code) + code)
         except (OSError, InvalidInput) as error:
             self._failed(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import mmap
 import os
 import platform as machine
@@ -145,27 +144,6 @@ def _group_rooms(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) ->
                 stat = (group / "memory.stat").read_text().splitlines()
                 files = next(int(row.split()[1]) for row in stat if row.split()[0] == cached)
                 yield max(0, most - int((group / used).read_text()) + files)
-
-
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file for this process, unless another one has it; the lock ends with either.
-
-    Raises OSError where the file system has no locks.
-    """
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-            return False
-        raise
-    return True
 
 
 def processor_name() -> str:

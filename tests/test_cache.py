@@ -16,7 +16,7 @@ from keelback.engine import cache
 from keelback.engine.cache import KEPT_FOLDERS, ObjectFolder
 from keelback.engine.cpu import CpuBackend
 from keelback.engine.objects import key
-from keelback.engine.platform import try_lock
+from keelback.kernels.files import try_lock
 from keelback.kernels.jit import all_kernels
 
 # Two small kernels, so that compiling takes a moment only.

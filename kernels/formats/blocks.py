@@ -100,8 +100,32 @@ def quantize(values: np.ndarray, block: BlockFormat) -> np.ndarray:
         return values.view(np.uint8)
     if block is F16:
         return values.astype(np.float16).view(np.uint8)
+    if block is Q8_0:
+        return _to_q8_0(values.reshape(-1, 32)).reshape(*values.shape[:-1], -1)
     quants, kinds = _reference()
     return np.ascontiguousarray(quants.quantize(values, kinds(block.code))).view(np.uint8)
+
+
+def _to_q8_0(values: np.ndarray) -> np.ndarray:
+    """Blocks of 32 numbers as a float16 scale and whole numbers to 127, as ggml rounds them."""
+    largest = magnitude = np.abs(values)
+    while largest.shape[1] > 1:
+        half = largest.shape[1] // 2
+        largest = np.maximum(largest[:, :half], largest[:, half:])
+    scale = largest / np.float32(127)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = np.float32(1) / scale
+    inverse[np.isinf(inverse)] = 0
+    scaled = values * inverse
+    # NumPy rounds halves to even numbers and ggml away from zero; there are hardly any.
+    whole = np.rint(scaled, out=magnitude)
+    halves = np.nonzero(np.abs(scaled - whole) == 0.5)
+    if halves[0].size:
+        whole[halves] = np.trunc(scaled[halves]) + np.sign(scaled[halves])
+    encoded = np.empty((len(values), 34), np.uint8)
+    encoded[:, :2] = scale.astype(np.float16).view(np.uint8)
+    encoded[:, 2:] = whole.astype(np.int8).view(np.uint8)
+    return encoded
 
 
 def bf16_to_f32(bits: np.ndarray) -> np.ndarray:
