@@ -47,7 +47,8 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            raise click.ClickException(f"the output cannot be written ({error.strerror})") from None
+            what = error.filename or "the output cannot be written"
+            raise click.ClickException(f"{what}: {error.strerror}") from None
         except MemoryError:
             raise click.ClickException("there is not enough memory for this model") from None
 
