@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..kernels.errors import InvalidInput
 from ..kernels.files import replacing
-from .platform import cache_folder, try_lock
+from ..kernels.places import cache_folder, try_lock
 
 #: Folders of other keys that stay: other versions, virtual environments and machines.
 KEPT_FOLDERS = 6

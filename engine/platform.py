@@ -1,10 +1,9 @@
-"""What differs between operating systems: processors, the cache folder, locks, memory's peak."""
+"""What differs between operating systems: processors, pages, memory's room and its peak."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import mmap
 import os
 import platform as machine
@@ -45,23 +44,6 @@ def _siblings(cpu: int) -> str:
         return (topology / "thread_siblings_list").read_text()
     except OSError:
         return str(cpu)
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept; KEELBACK_CACHE names another place.
-
-    Raises OSError for a user without a home.
-    """
-    if named := os.environ.get("KEELBACK_CACHE"):
-        return Path(named)
-    if base := os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"):
-        return Path(base) / "keelback"
-    try:
-        home = Path.home()
-    except RuntimeError:
-        raise FileNotFoundError("this user has no home folder") from None
-    inside = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
-    return home / inside / "keelback"
 
 
 @cache
@@ -145,27 +127,6 @@ def _group_rooms(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) ->
                 stat = (group / "memory.stat").read_text().splitlines()
                 files = next(int(row.split()[1]) for row in stat if row.split()[0] == cached)
                 yield max(0, most - int((group / used).read_text()) + files)
-
-
-def try_lock(descriptor: int) -> bool:
-    """Lock an open file for this process, unless another one has it; the lock ends with either.
-
-    Raises OSError where the file system has no locks.
-    """
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-            return False
-        raise
-    return True
 
 
 def processor_name() -> str:

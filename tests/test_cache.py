@@ -16,8 +16,8 @@ from keelback.engine import cache
 from keelback.engine.cache import KEPT_FOLDERS, ObjectFolder
 from keelback.engine.cpu import CpuBackend
 from keelback.engine.objects import key
-from keelback.engine.platform import try_lock
 from keelback.kernels.jit import all_kernels
+from keelback.kernels.places import try_lock
 
 # Two small kernels, so that compiling takes a moment only.
 COMPILE = """
