@@ -101,6 +101,14 @@ def planned(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def print_models(rows: list[dict[str, Any]]) -> None:
+    """Print what `ls` lists, a line a model."""
+    width = max((len(row["name"]) for row in rows), default=0)
+    for row in rows:
+        revision, date = row["revision"][:8], row["date"][:10]
+        click.echo(f"{row['name']:{width}}  {size(row['bytes']):>10}  {date:10}  {revision}")
+
+
 def print_rows(rows: Iterable[dict[str, Any]], form: str) -> None:
     """Print rows of `bench` as "md", "csv", "json" or "jsonl"; all but json as they come."""
     if form == "json":
