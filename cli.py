@@ -22,7 +22,7 @@ from .engine.options import (
     pull_options,
     sampling_options,
 )
-from .engine.printing import bar, bars, notice, planned, print_models, print_rows, shown, size
+from .engine.printing import bar, bars, listed, notice, planned, print_rows, shown, size
 from .kernels.errors import InvalidInput, KeelbackError
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ def ls_command(as_json: bool) -> None:
     from .convert.store import Store
 
     rows = Store().listing()
-    click.echo(json.dumps(rows, indent=2)) if as_json else print_models(rows)
+    click.echo(json.dumps(rows, indent=2) if as_json else listed(rows))
 
 
 @main.command("rm")

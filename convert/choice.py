@@ -33,7 +33,7 @@ _BESIDE = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 _SMALL = re.compile(
     r"(config|generation_config|adapter_config|params|tokenizer|tokenizer_config"
     r"|special_tokens_map|added_tokens|vocab|tekken|chat_template)\.json"
-    r"|merges\.txt|vocab\.txt|chat_template\.jinja|tokenizer\.model(\.v\d+\w*)?|[\w.-]+\.tiktoken"
+    r"|merges\.txt|chat_template\.jinja|tokenizer\.model(\.v\d+\w*)?|[\w.-]+\.tiktoken"
     r"|tiktoken\.model",
     re.ASCII,
 )

@@ -33,7 +33,8 @@ class Wanted:
     """What to pull. name: as Name.parse reads it. file: one GGUF file, in place of a tag.
 
     outtype: convert the checkpoint to that type ("auto": its own), also where there are GGUF files.
-    keep: leave the checkpoint's original files in the store.
+    keep: leave the checkpoint's original files in the store. revision: a branch, a tag or a commit.
+    token: of the hub; without, the one huggingface_hub knows.
     """
 
     name: str

@@ -202,7 +202,11 @@ class Store:
         Raises InvalidInput for a name of nothing that was pulled, while it is being pulled, and
         where the folder cannot be changed.
         """
-        name, unfinished = Name.parse(text), self.unfinished()
+        unfinished = self.unfinished()
+        try:
+            name = Name.parse(text)
+        except InvalidInput:
+            raise InvalidInput(self._unknown(text, [*unfinished])) from None
         tag = name.tag.lower()
         records = [r for r in self.records(name.repo) if tag in ("", r.tag.lower())]
         if not records and (tag or name.repo not in unfinished):

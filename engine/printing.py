@@ -101,12 +101,15 @@ def planned(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def print_models(rows: list[dict[str, Any]]) -> None:
-    """Print what `ls` lists, a line a model."""
+def listed(rows: list[dict[str, Any]]) -> str:
+    """What `ls` found, a line a model: name, size, date, revision."""
     width = max((len(row["name"]) for row in rows), default=0)
-    for row in rows:
-        revision, date = row["revision"][:8], row["date"][:10]
-        click.echo(f"{row['name']:{width}}  {size(row['bytes']):>10}  {date:10}  {revision}")
+    lines = [
+        f"{row['name']:{width}}  {size(row['bytes']):>10}  {row['date'][:10]:10}  "
+        f"{row['revision'][:8]}"
+        for row in rows
+    ]
+    return "\n".join(lines) or "nothing has been pulled yet"
 
 
 def print_rows(rows: Iterable[dict[str, Any]], form: str) -> None:

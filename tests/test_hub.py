@@ -125,7 +125,7 @@ def test_gguf_files_are_chosen_by_tag_file_and_default(server: HubServer):
     assert path.name == "x-Q2_K-00001-of-00002.gguf"
     assert server.downloads() == [f"x-Q2_K-0000{i}-of-00002.gguf" for i in (1, 2)]
     assert {p.name for p in path.parent.glob("x-*.gguf")} == set(server.downloads())
-    assert pulled(GGUF, file="mmproj-F16.gguf".replace("mmproj", "mamba")).name == "mamba-F16.gguf"
+    assert pulled(GGUF, file="MAMBA-f16.gguf").name == "mamba-F16.gguf"
     with pytest.raises(InvalidInput, match="it has F16, Q8_0, Q2_K"):
         pulled(f"{GGUF}:Q5_K_M")
 
@@ -229,6 +229,10 @@ def test_refusals_of_the_hub_get_one_sentence(server: HubServer):
         pulled("user/none")
     with pytest.raises(InvalidInput, match="has no such revision"):
         pulled(GGUF, revision="nowhere/../x")
+    server.listing = lambda entry: entry | {"sha": "a" * 40}
+    with pytest.raises(InvalidInput, match="was changed while it was being pulled"):
+        pulled(GGUF)
+    server.listing = lambda entry: entry
     server.tokens[GGUF] = "hf_right"
     with pytest.raises(InvalidInput, match=r"gated.*accept its terms at http.*HF_TOKEN"):
         pulled(GGUF)
@@ -366,7 +370,7 @@ def test_removing_takes_what_the_name_says_and_nothing_else(server: HubServer):
     kept, gone = pulled(f"{GGUF}:F16"), pulled(f"{GGUF}:Q8_0")
     assert Store().discard(f"{GGUF}:q8_0") == [f"{GGUF}:Q8_0"]
     assert kept.exists() and not gone.exists()
-    for name in (f"{GGUF}:Q8_0", "user/mamba-GUFF", "user/other"):
+    for name in (f"{GGUF}:Q8_0", "user/mamba-GUFF", "user/other", "mamba-gguf", str(gone)):
         with pytest.raises(InvalidInput, match=rf"names nothing that was pulled; .*{GGUF}:F16"):
             Store().discard(name)
     assert Store().discard(GGUF) == [f"{GGUF}:F16"]
@@ -446,7 +450,7 @@ BAD = {
     "a file of no repository": (("run", "-hff", "x.gguf", "a"), 2, "--hf-repo names none"),
     "a malformed name": (("run", "-hf", "../x", "a"), 1, "USER/MODEL"),
     "no prompt": (("run", "-hf", GGUF), 1, "the prompt is empty"),
-    "rm of a path": (("rm", "./model.gguf"), 1, "USER/MODEL"),
+    "rm of a path": (("rm", "./model.gguf"), 1, "nothing has been pulled yet"),
 }
 
 
