@@ -20,9 +20,10 @@ from .engine.options import (
     memory_options,
     model_options,
     plan_options,
+    pull_options,
     sampling_options,
 )
-from .engine.printing import bar, bars, notice, planned, print_rows, rate, shown, size
+from .engine.printing import bar, bars, listed, notice, planned, print_rows, shown, size
 from .kernels.errors import InvalidInput, KeelbackError
 
 if TYPE_CHECKING:
@@ -106,10 +107,12 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
 
     The prompt is read from standard input when that is piped.
     """
-    from .engine.terminal import ctrl_c, saving
+    from .engine.terminal import Meter, ctrl_c, saving
 
     path, prompt = _arguments(model, prompt, options)
     text = _text(prompt, options, needed=not options["state_in"])
+    if options["hf_repo"] is not None:
+        path = _located(options)
     began = time.perf_counter()
     session, loaded = _session(path, options), time.perf_counter()
     meter = Meter(session, loaded - began)
@@ -121,48 +124,6 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
     click.echo()
     click.echo(meter.line(), err=True)
     sys.exit(INTERRUPTED if pressed else 0)
-
-
-class Meter:
-    """Runs a session and measures it."""
-
-    def __init__(self, session: Session, load_seconds: float) -> None:
-        self.session, self.load_seconds = session, load_seconds
-        self.prompt_tokens, self.prompt_seconds, self.seconds = 0, 0.0, 0.0
-
-    def read(self, text: str) -> None:
-        """Feed the prompt, with a progress bar when it takes more than a moment."""
-        began, before = time.perf_counter(), self.session.state.position
-        try:
-            ids = self.session.encode(text)
-            with bar("reading") as report:
-                self.session.feed(ids, progress=lambda done: report(done, len(ids)))
-        finally:
-            self.prompt_tokens = self.session.state.position - before
-            self.prompt_seconds = time.perf_counter() - began
-
-    def write(self, limit: int | None, flush: bool) -> None:
-        """Print text as it comes."""
-        began = time.perf_counter()
-        try:
-            for piece in self.session.generate(limit):
-                click.echo(piece, nl=False)
-            if flush:
-                click.echo(self.session.stream.flush(), nl=False)
-        finally:
-            self.seconds = time.perf_counter() - began
-
-    def line(self) -> str:
-        """What the run took."""
-        layout, written = self.session.state.layout, self.session.generated
-        parts = [
-            f"load {self.load_seconds:.2f} s",
-            f"prompt {self.prompt_tokens} tokens, {rate(self.prompt_tokens, self.prompt_seconds)}",
-            f"generated {written} tokens, {rate(written, self.seconds)}",
-            f"state {size(layout.fixed_bytes)} fixed + {size(layout.bytes_per_token)} per token",
-            f"seed {self.session.sampling.seed}",
-        ]
-        return " | ".join(parts)
 
 
 @main.command()
@@ -187,6 +148,42 @@ def convert(checkpoint: str, target: str | None, outtype: str) -> None:
     with bar("converting") as report:
         path = convert_checkpoint(checkpoint, target, outtype, notice, report)
     click.echo(f"{path}: {size(path.stat().st_size)}")
+
+
+@main.command("pull")
+@click.argument("name", metavar="USER/MODEL[:QUANT]")
+@pull_options
+def pull_command(name: str, hf_file: str, hf_token: str, **options: Any) -> None:
+    """Download a model from the Hugging Face hub, and print where it is.
+
+    Of a repository of GGUF files one is taken: QUANT, else Q4_K_M, Q8_0 or the first. A checkpoint
+    is converted, to QUANT or its own precision.
+    """
+    from .convert.pull import Wanted, pull
+
+    with bars() as report:
+        click.echo(pull(Wanted(name, hf_file, token=hf_token, **options), notice, report))
+
+
+@main.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ls_command(as_json: bool) -> None:
+    """List the models that were pulled."""
+    from .convert.store import Store
+
+    rows = Store().listing()
+    click.echo(json.dumps(rows, indent=2) if as_json else listed(rows))
+
+
+@main.command("rm")
+@click.argument("names", nargs=-1, required=True, metavar="USER/MODEL[:QUANT]...")
+def rm_command(names: tuple[str, ...]) -> None:
+    """Remove models that were pulled: one QUANT, or all of a repository."""
+    from .convert.store import Store
+
+    for name in names:
+        for removed in Store().discard(name):
+            click.echo(f"removed {removed}")
 
 
 @main.command()
@@ -322,13 +319,28 @@ def _arguments(
     model: str | None, text: str | None, options: dict[str, Any]
 ) -> tuple[str, str | None]:
     """Model and text from positions or options; raises InvalidInput for a missing model."""
+    repo, named = options.get("hf_repo"), options["model_option"]
+    if repo is None and options.get("hf_file") is not None:
+        raise click.UsageError("--hf-file names a file of a repository, and --hf-repo names none")
+    if repo is not None and text is None:
+        model, text = None, model  # the only argument beside -hf is the prompt
     text = _one(text, options["prompt_option"], "prompt")
-    path = _one(model, options["model_option"], "model") or "demo"
-    if path != "demo" and not Path(path).exists():
+    path = _one(model, _one(named, repo, "model"), "model") or "demo"
+    if repo is None and path != "demo" and not Path(path).exists():
         raise InvalidInput(
-            f"{path}: there is no such model file (to prompt the demo model: keelback run -p TEXT)"
+            f"{path}: there is no such model file (the demo model: keelback run -p TEXT; "
+            "one of the hub: keelback run -hf USER/MODEL)"
         )
     return path, text
+
+
+def _located(options: dict[str, Any]) -> str:
+    """The file of the model that -hf names, pulled if it is not there."""
+    from .convert.pull import Wanted, locate
+
+    wanted = Wanted(options["hf_repo"], options["hf_file"], token=options["hf_token"])
+    with bars() as report:
+        return str(locate(wanted, options["offline"], notice, report))
 
 
 def _text(text: str | None, options: dict[str, Any], needed: bool = True) -> str:
@@ -342,7 +354,7 @@ def _text(text: str | None, options: dict[str, Any], needed: bool = True) -> str
 
 def _one(argument: str | None, option: str | None, name: str) -> str | None:
     if argument is not None and option is not None:
-        raise click.UsageError(f"the {name} is given twice, as an argument and as an option")
+        raise click.UsageError(f"the {name} is given twice; give it once")
     return argument if argument is not None else option
 
 

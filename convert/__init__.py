@@ -64,14 +64,22 @@ def convert(
 def plan_for(checkpoint: Checkpoint) -> Plan:
     """Ask the architecture of the checkpoint's model_type how to convert it."""
     kind = checkpoint.config.get("model_type")
-    modules = [importlib.import_module(f".{name}", __package__) for name in _ARCHITECTURES]
-    for module in modules:
+    for module in _modules():
         if kind in module.MODEL_TYPES:
             return module.plan(checkpoint)
-    known = ", ".join(sorted(name for module in modules for name in module.MODEL_TYPES))
+    known = ", ".join(known_types())
     raise UnsupportedModel(
         f"{checkpoint.config.path}: the model_type {kind!r} is not known; keelback converts {known}"
     )
+
+
+def known_types() -> list[str]:
+    """Every model_type that can be converted."""
+    return sorted(name for module in _modules() for name in module.MODEL_TYPES)
+
+
+def _modules() -> list[Any]:
+    return [importlib.import_module(f".{name}", __package__) for name in _ARCHITECTURES]
 
 
 def output_type(plan: Plan, outtype: str) -> BlockFormat:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..kernels.errors import InvalidInput
 from ..kernels.files import replacing, try_lock
-from .platform import cache_folder
+from ..kernels.places import cache_folder
 
 #: Folders of other keys that stay: other versions, virtual environments and machines.
 KEPT_FOLDERS = 6

@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 from pathlib import Path
+from threading import Lock
 
 
 def explain_bus_errors() -> None:
@@ -22,7 +23,8 @@ def explain_bus_errors() -> None:
 
 
 def _lost(_number: int) -> None:
-    """Runs in the thread that needed the byte, and ends all of them."""
+    """Runs in the thread that needed the byte, and ends all of them; only the first one speaks."""
+    _FIRST.acquire()
     os.write(
         2, f"Error: {_mapped() or 'a mapped file'} can no longer be read: {_REASON}\n".encode()
     )
@@ -33,6 +35,7 @@ _REASON = (
     "its disk fails or is gone, or another program has cut it short; check the disk, and download "
     "or convert the file again if it is damaged"
 )
+_FIRST = Lock()
 # Kept here, for the system knows only its address.
 _HANDLER = ctypes.CFUNCTYPE(None, ctypes.c_int)(_lost)
 

@@ -7,6 +7,15 @@ from typing import Any
 
 import click
 
+_FILE = click.option(
+    *("-hff", "--hf-file", "hf_file"), metavar="FILE", help="The repository's file, not a QUANT."
+)
+_TOKEN = click.option(
+    *("-hft", "--hf-token", "hf_token"),
+    metavar="TOKEN",
+    help="Access token of the hub; HF_TOKEN without.",
+)
+
 
 class Numbers(click.ParamType):
     """Whole numbers with commas between them."""
@@ -55,9 +64,37 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="What runs the model.",
         ),
         click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+        click.option("--offline", is_flag=True, help="With -hf: run what is there, or nothing."),
+        _TOKEN,
+        _FILE,
+        click.option(
+            *("-hf", "--hf-repo", "hf_repo"),
+            metavar="NAME",
+            help="The model USER/MODEL[:QUANT] of the Hugging Face hub, pulled if it is not there.",
+        ),
         click.option(
             "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
         ),
+    ):
+        command = option(command)
+    return command
+
+
+def pull_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `pull` does with a repository."""
+    types = click.Choice(["auto", "f32", "f16", "bf16", "q8_0"])
+    for option in (
+        _TOKEN,
+        click.option("--revision", metavar="REV", help="A branch, a tag or a commit."),
+        click.option(
+            "--keep", is_flag=True, help="Keep a checkpoint's original files once it is converted."
+        ),
+        click.option(
+            "--outtype",
+            type=types,
+            help="Convert the checkpoint to this type, also where there are GGUF files.",
+        ),
+        _FILE,
     ):
         command = option(command)
     return command

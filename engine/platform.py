@@ -1,4 +1,4 @@
-"""What differs between operating systems: processors, the cache folder, locks, memory's peak."""
+"""What differs between operating systems: processors, pages, memory's room and its peak."""
 
 from __future__ import annotations
 
@@ -44,23 +44,6 @@ def _siblings(cpu: int) -> str:
         return (topology / "thread_siblings_list").read_text()
     except OSError:
         return str(cpu)
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept; KEELBACK_CACHE names another place.
-
-    Raises OSError for a user without a home.
-    """
-    if named := os.environ.get("KEELBACK_CACHE"):
-        return Path(named)
-    if base := os.environ.get("LOCALAPPDATA" if sys.platform == "win32" else "XDG_CACHE_HOME"):
-        return Path(base) / "keelback"
-    try:
-        home = Path.home()
-    except RuntimeError:
-        raise FileNotFoundError("this user has no home folder") from None
-    inside = {"win32": "AppData/Local", "darwin": "Library/Caches"}.get(sys.platform, ".cache")
-    return home / inside / "keelback"
 
 
 @cache

@@ -101,6 +101,17 @@ def planned(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def listed(rows: list[dict[str, Any]]) -> str:
+    """What `ls` found, a line a model: name, size, date, revision."""
+    width = max((len(row["name"]) for row in rows), default=0)
+    lines = [
+        f"{row['name']:{width}}  {size(row['bytes']):>10}  {row['date'][:10]:10}  "
+        f"{row['revision'][:8]}"
+        for row in rows
+    ]
+    return "\n".join(lines) or "nothing has been pulled yet"
+
+
 def print_rows(rows: Iterable[dict[str, Any]], form: str) -> None:
     """Print rows of `bench` as "md", "csv", "json" or "jsonl"; all but json as they come."""
     if form == "json":

@@ -1,4 +1,4 @@
-"""What surrounds a run on a terminal: the prompt's source, Ctrl-C, and saving at the end."""
+"""What surrounds a run on a terminal: the prompt's source, figures, Ctrl-C, saving at the end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 import signal
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
+
 from ..kernels.errors import InvalidInput
 from ..kernels.files import check_target
+from .printing import bar, rate, size
 from .session import Session
 
 
@@ -79,3 +83,45 @@ def saving(session: Session, path: str | None) -> Iterator[None]:
     finally:
         if not session.state.damaged:
             session.snapshot().save(path)
+
+
+class Meter:
+    """Runs a session and measures it."""
+
+    def __init__(self, session: Session, load_seconds: float) -> None:
+        self.session, self.load_seconds = session, load_seconds
+        self.prompt_tokens, self.prompt_seconds, self.seconds = 0, 0.0, 0.0
+
+    def read(self, text: str) -> None:
+        """Feed the prompt, with a progress bar when it takes more than a moment."""
+        began, before = time.perf_counter(), self.session.state.position
+        try:
+            ids = self.session.encode(text)
+            with bar("reading") as report:
+                self.session.feed(ids, progress=lambda done: report(done, len(ids)))
+        finally:
+            self.prompt_tokens = self.session.state.position - before
+            self.prompt_seconds = time.perf_counter() - began
+
+    def write(self, limit: int | None, flush: bool) -> None:
+        """Print text as it comes."""
+        began = time.perf_counter()
+        try:
+            for piece in self.session.generate(limit):
+                click.echo(piece, nl=False)
+            if flush:
+                click.echo(self.session.stream.flush(), nl=False)
+        finally:
+            self.seconds = time.perf_counter() - began
+
+    def line(self) -> str:
+        """What the run took."""
+        layout, written = self.session.state.layout, self.session.generated
+        parts = [
+            f"load {self.load_seconds:.2f} s",
+            f"prompt {self.prompt_tokens} tokens, {rate(self.prompt_tokens, self.prompt_seconds)}",
+            f"generated {written} tokens, {rate(written, self.seconds)}",
+            f"state {size(layout.fixed_bytes)} fixed + {size(layout.bytes_per_token)} per token",
+            f"seed {self.session.sampling.seed}",
+        ]
+        return " | ".join(parts)
