@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cli_gguf import gguf
 from .engine.options import (
     bench_options,
     memory_options,
@@ -184,6 +185,9 @@ def convert(checkpoint: str, target: str | None, outtype: str) -> None:
     with bar("converting") as report:
         path = convert_checkpoint(checkpoint, target, outtype, notice, report)
     click.echo(f"{path}: {size(path.stat().st_size)}")
+
+
+main.add_command(gguf)
 
 
 @main.command()
