@@ -204,7 +204,7 @@ def _parsed(key: str, text: str, kind: str | None, old: Value | None) -> Value:
         raise InvalidInput(f"there is no type {kind!r}; choose one of {', '.join(KINDS)}")
     try:
         return Value.of(_value(text, kind), kind)
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         raise InvalidInput(f"{text[:60]!r} is no value of the type {kind}") from None
 
 

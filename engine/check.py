@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def check(path: str | Path, progress: Callable[[int, int], None]) -> dict[str, A
     """Facts about a model file, ready for JSON: `problems` has a sentence for each thing wrong.
 
     All parts are opened, the graph and the tokenizer are built, and every tensor is read for values
-    and scales that are NaN or infinite. `progress` is told bytes.
+    and scales that are NaN or infinite; nothing may follow the last. `progress` is told bytes.
     """
     facts: dict[str, Any] = {"file": str(path), "tensors": 0, "bytes": 0, "problems": []}
     try:
@@ -32,10 +32,21 @@ def check(path: str | Path, progress: Callable[[int, int], None]) -> dict[str, A
             tokenizer_of(file, graph.logits.width if graph.logits else 0)
         except KeelbackError as error:
             facts["problems"].append(str(error))
-        facts["problems"] += _not_finite(file, progress)
+        facts["problems"] += [*_left_over(file), *_not_finite(file, progress)]
     except InvalidFile as error:
         facts["problems"].append(str(error))
     return facts
+
+
+def _left_over(file: GGUF) -> Iterator[str]:
+    for part in file.parts:
+        ends = [info.offset + info.nbytes for info in part.tensors.values()]
+        end = -(-max(ends, default=part.data_start) // part.alignment) * part.alignment
+        if len(part.map) > end:
+            yield (
+                f"{part.path}: {len(part.map) - end} bytes follow the last tensor, where nothing "
+                "should be; download or convert it again"
+            )
 
 
 def _not_finite(file: GGUF, progress: Callable[[int, int], None]) -> list[str]:

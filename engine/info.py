@@ -48,6 +48,7 @@ def describe(path: str) -> dict[str, Any]:
         "architecture": _text(metadata, "general.architecture"),
         "parameters": sum(math.prod(info.shape) for info in file.tensors.values()),
         "file_bytes": file.nbytes,
+        "parts": len(file.parts),
         "types": dict(types.most_common()),
         "tokenizer": {
             "model": _text(metadata, "tokenizer.ggml.model") or "none",

@@ -208,6 +208,8 @@ HOSTILE = {
     "an alignment of many numbers": (
         header(pairs=1) + text("general.alignment") + struct.pack("<IIQII", 9, 4, 2, 32, 32),
         "power of two"),
+    "more texts than vocabularies have": (
+        pair("<IIQ", 9, 8, (1 << 22) + 1) + bytes(8 * ((1 << 22) + 2)), "more than 4194304 texts"),
     "a key of a megabyte": (
         header(pairs=1) + text("k" * (1 << 20)) + bytes(9), "a name that can be none, 'kkk"),
     "a key without a letter": (header(pairs=1) + text("") + bytes(9), "can be none, ''"),

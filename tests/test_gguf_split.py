@@ -76,6 +76,7 @@ def test_every_command_takes_the_first_part(tmp_path: Path):
     facts = json.loads(run(main, ["info", first, "--json"]).stdout)
     bytes_of_all = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert facts["parameters"] == 4_681_832 and facts["file_bytes"] == bytes_of_all
+    assert facts["parts"] == 4
     planned = json.loads(run(main, ["plan", first, "--json"]).stdout)
     assert planned["file_bytes"] == bytes_of_all
     rows = run(main, ["bench", first, "-p", "4", "-n", "1", "-r", "1", "-t", "1", "-o", "json"])

@@ -24,11 +24,14 @@ from keelback import models
 from keelback.cli import main
 from keelback.convert.edit import merge, set_pair, split, stored
 from keelback.engine.check import check
+from keelback.engine.dump import dump_lines
 from keelback.kernels.formats import blocks
 from keelback.kernels.formats.finite import not_finite
 from keelback.kernels.formats.gguf import GGUF
 from keelback.kernels.formats.gguf_writer import NewTensor, write_file
 from keelback.kernels.formats.metadata import KINDS, SCALARS, STRING, Value
+
+MUTATIONS = 100
 
 
 def silent(done: int, total: int) -> None:
@@ -304,6 +307,33 @@ def test_a_file_that_changes_while_it_is_copied_is_refused(model: Path, tmp_path
         list(file.chunks(info, 100))
 
 
+def test_mutated_files_are_rewritten_or_get_a_sentence_but_never_crash(model: Path, tmp_path: Path):
+    source, start = model.read_bytes(), GGUF(model).parts[0].data_start
+    random, refused = np.random.RandomState(6), 0
+    path, out = tmp_path / "mutated.gguf", tmp_path / "out.gguf"
+    jobs = (
+        lambda: set_pair(path, "my.key", "1", "u8", out),
+        lambda: split(path, str(tmp_path / "x"), "20K"),
+        lambda: list(dump_lines(path, full=True, tensors=True)),
+    )
+    for _ in range(MUTATIONS):
+        content = bytearray(source)
+        for _ in range(random.randint(1, 4)):
+            at = random.randint(0, start)
+            content[at : at + random.randint(0, 3)] = random.bytes(random.randint(0, 3))
+        # Beside it first: what is open stays what it was.
+        out.write_bytes(content)
+        out.replace(path)
+        for job in jobs:
+            try:
+                job()
+            except keelback.KeelbackError as error:
+                refused += 1
+                assert len(str(error)) < 500 and str(error).isprintable()
+        check(path, silent)
+    assert MUTATIONS < refused < 3 * MUTATIONS
+
+
 # Checking.
 
 
@@ -349,6 +379,10 @@ def test_what_cannot_be_run_is_a_problem_too(model: Path, tmp_path: Path):
     (said,) = problems(cut)
     assert "ends before its tensor" in said
     assert "no such file" in problems(tmp_path / "missing.gguf")[0]
+    long = tmp_path / "long.gguf"
+    long.write_bytes(model.read_bytes() + bytes(33))
+    (said,) = problems(long)
+    assert "33 bytes follow the last tensor" in said
     set_pair(model, "general.architecture", "strange", force=True)
     path = spoiled(model, "token_embd.weight", 0, b"\xff" * 4)
     first, second = problems(path)

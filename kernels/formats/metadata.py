@@ -1,8 +1,8 @@
 """Key-value pairs of a GGUF: each value keeps the type and the bytes that its file gives it.
 
 Source: the GGUF specification; types are named as llama.cpp prints them. Values are decoded when
-they are asked for, so that opening a file takes milliseconds whatever its vocabulary's size, and
-what is copied from file to file stays the same to the last bit.
+they are asked for: opening a file takes little time whatever its vocabulary's size, and what is
+copied from file to file stays the same to the last bit.
 """
 
 from __future__ import annotations

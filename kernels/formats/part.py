@@ -31,10 +31,11 @@ from .metadata import (
 MAGIC = b"GGUF"
 MAX_DIMENSIONS = 4
 MAX_NAME = 63
-#: What a file's pairs and descriptions of tensors may take, and how many of each there may be:
-#: a hundred times what models have, and little enough to be read in seconds.
+#: What a file's pairs and descriptions of tensors may take, how many of each there may be, and how
+#: many texts: more than models have, and little enough to be read in seconds.
 MAX_HEADER = 128 << 20
 MAX_ENTRIES = 1 << 16
+MAX_TEXTS = 1 << 22
 
 _LARGE_PAGE = 2 << 20
 _U32, _U64 = struct.Struct("<I").unpack_from, struct.Struct("<Q").unpack_from
@@ -179,7 +180,7 @@ class _Reader:
     """A cursor over the header. Reads past the end raise struct.error or IndexError."""
 
     def __init__(self, buffer: memoryview, at: int, part: Part) -> None:
-        self.buffer, self.at, self.part = buffer, at, part
+        self.buffer, self.at, self.part, self.texts = buffer, at, part, 0
 
     def u32(self) -> int:
         self.at += 4
@@ -223,6 +224,9 @@ class _Reader:
         if code == STRING:
             if count * 8 > len(self.buffer) - start:
                 raise IndexError
+            self.texts += count
+            if self.texts > MAX_TEXTS:
+                raise self.part.broken(f"holds more than {MAX_TEXTS} texts")
             buffer, at, unpack = self.buffer, start, _U64
             for _ in range(count):
                 at += 8 + unpack(buffer, at)[0]
