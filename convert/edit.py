@@ -67,6 +67,8 @@ def set_pair(
             f"{key} says how the tensors of {path} are to be read, and a wrong value makes it "
             "unusable; add --force to change it"
         )
+    if target is None and not file.path.stat().st_mode & 0o222:
+        raise InvalidInput(f"{path} is read-only; allow writing, or name another file with --out")
     if target is not None and len(file.parts) > 1:
         raise InvalidInput(f"{path} is one of several parts; merge them first, or leave out --out")
     if text is None:

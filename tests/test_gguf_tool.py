@@ -233,6 +233,9 @@ def test_set_writes_beside_and_keeps_what_the_file_is(model: Path, tmp_path: Pat
     assert tool("set", link, "general.name", "linked").exit_code == 0
     assert link.is_symlink() and GGUF(model).metadata["general.name"] == "linked"
     assert model.stat().st_mode & 0o777 == 0o640
+    model.chmod(0o440)
+    assert "is read-only" in tool("set", model, "general.name", "x").stderr
+    assert GGUF(model).metadata["general.name"] == "linked"
 
 
 @pytest.mark.parametrize(
