@@ -67,15 +67,20 @@ VALUES = some.one_of(
         lambda drawn: raw(*drawn).map(lambda data: Value(drawn[0], data, drawn[1]))
     ),
 )
+# All but those that say how a file is laid out.
 KEYS = some.text(min_size=1, max_size=20).filter(
-    lambda key: key.isprintable() and key.encode(errors="replace").decode() == key
+    lambda key: (
+        key.isprintable()
+        and key.encode(errors="replace").decode() == key
+        and not key.startswith(("split.", "general."))
+    )
 )
 ALIGNMENTS = some.sampled_from([8, 32, 64, 1024])
 TYPES = some.sampled_from(["F32", "F16", "Q8_0", "I8"])
 TENSORS = some.lists(some.tuples(TYPES, some.integers(1, 9)), min_size=3, max_size=7)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(some.dictionaries(KEYS, VALUES, max_size=8), TENSORS, ALIGNMENTS, some.randoms())
 def test_whatever_a_file_holds_survives_being_rewritten(
     tmp_path_factory, pairs, drawn, alignment, r
