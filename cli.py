@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import sys
 import time
 import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import click
 
+from .engine.arguments import model_and_text, one_of, open_session, prompt_text
 from .engine.faults import explain_bus_errors
 from .engine.options import (
     bench_options,
@@ -24,10 +24,7 @@ from .engine.options import (
     sampling_options,
 )
 from .engine.printing import bar, bars, listed, notice, planned, print_rows, shown, size
-from .kernels.errors import InvalidInput, KeelbackError
-
-if TYPE_CHECKING:
-    from .engine.session import Session
+from .kernels.errors import KeelbackError
 
 INTERRUPTED = 130
 
@@ -109,12 +106,12 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
     """
     from .engine.terminal import Meter, ctrl_c, saving
 
-    path, prompt = _arguments(model, prompt, options)
-    text = _text(prompt, options, needed=not options["state_in"])
+    path, prompt = model_and_text(model, prompt, options)
+    text = prompt_text(prompt, options, needed=not options["state_in"])
     if options["hf_repo"] is not None:
         path = _located(options)
     began = time.perf_counter()
-    session, loaded = _session(path, options), time.perf_counter()
+    session, loaded = open_session(path, options), time.perf_counter()
     meter = Meter(session, loaded - began)
     limit = None if options["limit"] < 0 else options["limit"]
     with ctrl_c(session) as pressed, saving(session, options["state_out"]):
@@ -194,7 +191,7 @@ def info(model: str | None, model_option: str | None, as_json: bool) -> None:
     """Show what a model file holds, and what running it takes."""
     from .engine.info import describe
 
-    facts = describe(_one(model, model_option, "model") or "demo")
+    facts = describe(one_of(model, model_option, "model") or "demo")
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -219,7 +216,7 @@ def plan_command(model: str | None, model_option: str | None, **options: Any) ->
     from .engine.footprint import plan
 
     facts = plan(
-        _one(model, model_option, "model") or "demo", check_threads(options["threads"]),
+        one_of(model, model_option, "model") or "demo", check_threads(options["threads"]),
         options["repack"], options["context"], options["sequences"],
     )  # fmt: skip
     click.echo(json.dumps(facts, indent=2) if options["as_json"] else planned(facts))
@@ -237,9 +234,9 @@ def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **op
     """Show the tokens of a text."""
     from .engine.info import open_tokenizer
 
-    path, text = _arguments(model, text, options)
+    path, text = model_and_text(model, text, options)
     tokenizer = open_tokenizer(path)
-    tokens = tokenizer.encode(_text(text, options))
+    tokens = tokenizer.encode(prompt_text(text, options))
 
     def shown(token: int) -> str:
         return tokenizer.piece(token, skip_special=False).decode("utf-8", "backslashreplace")
@@ -251,6 +248,93 @@ def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **op
     else:
         for token in tokens:
             click.echo(f"{token:8} {shown(token)!r}")
+
+
+@main.group()
+def gguf() -> None:
+    """Look into GGUF files, change their keys, split, merge and check them."""
+
+
+@gguf.command()
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--no-tensors", "tensors", flag_value=False, default=True, help="Show keys only.")
+@click.option("--full", is_flag=True, help="Show long texts and arrays to their end.")
+def dump(file: str, as_json: bool, tensors: bool, full: bool) -> None:
+    """Show all keys with their types and values, and where each tensor lies."""
+    from .engine import dump as dumping
+
+    if as_json:
+        click.echo(json.dumps(dumping.dump(file, full, tensors), indent=2))
+        return
+    for line in dumping.dump_lines(file, full, tensors):
+        click.echo(line)
+
+
+@gguf.command("set", context_settings={"ignore_unknown_options": True})  # values below zero
+@click.argument("file")
+@click.argument("key")
+@click.argument("value", required=False)
+@click.option("--type", "kind", metavar="TYPE", help="u8, i8 ... f64, bool, str, or arr[str] ...")
+@click.option("--remove", is_flag=True, help="Take the key away.")
+@click.option("--out", "target", metavar="OUT", help="Write another file, and leave FILE.")
+@click.option("--force", is_flag=True, help="Also keys that say how the tensors are to be read.")
+def set_command(file: str, key: str, value: str | None, remove: bool, **options: Any) -> None:
+    """Give KEY of FILE a VALUE; arrays are JSON lists. A key that is there keeps its type."""
+    from .convert.edit import set_pair
+
+    if remove == (value is not None):
+        raise click.UsageError("give either a VALUE or --remove")
+    with bar("writing") as report:
+        path = set_pair(file, key, value, **options, progress=report)
+    click.echo(path)
+
+
+@gguf.command()
+@click.argument("file")
+@click.argument("prefix", metavar="OUT-PREFIX")
+@click.option("--split-max-size", "max_size", metavar="N(M|G)", help="Largest size of a part.")
+@click.option("--split-max-tensors", "max_tensors", type=int, help="Tensors of a part. [128]")
+def split(file: str, prefix: str, max_size: str | None, max_tensors: int | None) -> None:
+    """Split a model into OUT-PREFIX-00001-of-00003.gguf and so on, as llama.cpp does."""
+    from .convert import edit
+
+    with bar("splitting") as report:
+        paths = edit.split(file, prefix, max_size, max_tensors, report)
+    for path in paths:
+        click.echo(f"{path}: {size(path.stat().st_size)}")
+
+
+@gguf.command()
+@click.argument("first", metavar="FIRST-PART")
+@click.argument("out")
+def merge(first: str, out: str) -> None:
+    """Merge the parts of a model, given as the first, into one file."""
+    from .convert import edit
+
+    with bar("merging") as report:
+        path = edit.merge(first, out, report)
+    click.echo(f"{path}: {size(path.stat().st_size)}")
+
+
+@gguf.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(files: tuple[str, ...], as_json: bool) -> None:
+    """Read files to their end: NaN, infinities, sizes, and whether they can be run.
+
+    The status is 1 when something is wrong with one of them.
+    """
+    from .engine import check as checking
+
+    with bars() as report:
+        found = [checking.check(file, partial(report, file)) for file in files]
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    for facts in [] if as_json else found:
+        ok = f"{facts['file']}: ok, {facts['tensors']} tensors, {size(facts['bytes'])}"
+        click.echo("\n".join(facts["problems"]) or ok)
+    sys.exit(any(facts["problems"] for facts in found))
 
 
 @main.command()
@@ -285,55 +369,6 @@ def warmup() -> None:
     click.echo(f"{folder}: {count} kernels")
 
 
-def _session(path: str, options: dict[str, Any]) -> Session:
-    """Load the model and start a session, or go on with a saved one."""
-    from .engine.model import Model
-    from .engine.session import Session
-    from .engine.snapshot import Snapshot
-
-    with bars(wiped=False) as report:
-        model = Model(
-            path, options["threads"], options["backend"], notice, report,
-            options["repack"], options["max_ram"], text=True,
-        )  # fmt: skip
-    names = (
-        "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n",
-        "presence_penalty", "frequency_penalty",
-    )  # fmt: skip
-    settings = {name: options[name] for name in names if options[name] is not None}
-    if options["logit_bias"]:
-        settings["logit_bias"] = dict(_bias(text) for text in options["logit_bias"])
-    seed = options["seed"]
-    if options["state_in"]:
-        if seed is not None and seed >= 0:
-            settings["seed"] = seed
-        return Session.resume(
-            model, Snapshot.load(options["state_in"], model),
-            options["stop"], options["ignore_eos"], **settings,
-        )  # fmt: skip
-    settings["seed"] = secrets.randbits(32) if seed is None or seed < 0 else seed
-    return Session(model, stop=options["stop"], ignore_eos=options["ignore_eos"], **settings)
-
-
-def _arguments(
-    model: str | None, text: str | None, options: dict[str, Any]
-) -> tuple[str, str | None]:
-    """Model and text from positions or options; raises InvalidInput for a missing model."""
-    repo, named = options.get("hf_repo"), options["model_option"]
-    if repo is None and options.get("hf_file") is not None:
-        raise click.UsageError("--hf-file names a file of a repository, and --hf-repo names none")
-    if repo is not None and text is None:
-        model, text = None, model  # the only argument beside -hf is the prompt
-    text = _one(text, options["prompt_option"], "prompt")
-    path = _one(model, _one(named, repo, "model"), "model") or "demo"
-    if repo is None and path != "demo" and not Path(path).exists():
-        raise InvalidInput(
-            f"{path}: there is no such model file (the demo model: keelback run -p TEXT; "
-            "one of the hub: keelback run -hf USER/MODEL)"
-        )
-    return path, text
-
-
 def _located(options: dict[str, Any]) -> str:
     """The file of the model that -hf names, pulled if it is not there."""
     from .convert.pull import Wanted, locate
@@ -341,30 +376,6 @@ def _located(options: dict[str, Any]) -> str:
     wanted = Wanted(options["hf_repo"], options["hf_file"], token=options["hf_token"])
     with bars() as report:
         return str(locate(wanted, options["offline"], notice, report))
-
-
-def _text(text: str | None, options: dict[str, Any], needed: bool = True) -> str:
-    """The prompt, from wherever it comes."""
-    from .engine.terminal import read_prompt
-
-    if text is not None and options["prompt_file"] is not None:
-        raise click.UsageError("the prompt is given twice, as text and as a file")
-    return read_prompt(text, options["prompt_file"], needed)
-
-
-def _one(argument: str | None, option: str | None, name: str) -> str | None:
-    if argument is not None and option is not None:
-        raise click.UsageError(f"the {name} is given twice; give it once")
-    return argument if argument is not None else option
-
-
-def _bias(text: str) -> tuple[int, float]:
-    """`ID+BIAS` or `ID-BIAS`, llama.cpp's spelling."""
-    at = max(text.find("+"), text.find("-", 1))
-    try:
-        return int(text[:at]), float(text[at:])
-    except ValueError:
-        raise InvalidInput(f"--logit-bias {text!r} is not of the form ID+BIAS or ID-BIAS") from None
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def size_of(tensor: Tensor, kind: BlockFormat) -> int:
     return math.prod(tensor.shape[:-1]) * kind.row_bytes(tensor.shape[-1])
 
 
-def pieces(tensor: Tensor, kind: BlockFormat) -> Iterator[np.ndarray]:
-    """The bytes of a tensor, piece by piece: uint8.
+def pieces(tensor: Tensor, kind: BlockFormat) -> Iterator[memoryview]:
+    """The bytes of a tensor, piece by piece.
 
     Pieces are made in threads, some ahead of the one that is used. Raises InvalidFile for values
     that are not finite or too large for the type.
@@ -52,9 +52,9 @@ def pieces(tensor: Tensor, kind: BlockFormat) -> Iterator[np.ndarray]:
         for task in _tasks(tensor, kind):
             made.append(pool.submit(task))
             if len(made) > _THREADS:
-                yield made.popleft().result()
+                yield made.popleft().result().data
         while made:
-            yield made.popleft().result()
+            yield made.popleft().result().data
 
 
 def _tasks(tensor: Tensor, kind: BlockFormat) -> Iterator[Callable[[], np.ndarray]]:

@@ -107,7 +107,7 @@ def plan(
     found = footprint(lower(graph, store, MAX_ROWS), store, layout, threads, context, sequences)
     return {
         "file": str(file.path),
-        "file_bytes": len(file.map),
+        "file_bytes": file.nbytes,
         "threads": threads,
         "repack": store.repack,
         "context": context,

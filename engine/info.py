@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import models
-from ..kernels.errors import UnsupportedModel
-from ..kernels.formats.gguf import GGUF, Metadata
+from ..kernels.errors import InvalidFile, UnsupportedModel
+from ..kernels.formats.gguf import GGUF
+from ..kernels.formats.metadata import Metadata
 from .state import Layout
 from .tokenizer import Tokenizer
 
@@ -25,6 +26,17 @@ def open_tokenizer(path: str) -> Tokenizer:
     return Tokenizer.from_metadata(file.metadata, file.path)
 
 
+def tokenizer_of(file: GGUF, vocabulary: int) -> Tokenizer:
+    """The tokenizer of an open file; raises InvalidFile for one of another size than the model."""
+    tokenizer = Tokenizer.from_metadata(file.metadata, file.path)
+    if tokenizer.kind != "none" and tokenizer.vocab_size != vocabulary:
+        raise InvalidFile(
+            f"{file.path} has {tokenizer.vocab_size} tokens and {vocabulary} rows of embeddings; "
+            "convert or download the model again"
+        )
+    return tokenizer
+
+
 def describe(path: str) -> dict[str, Any]:
     """Facts about a model file, ready for JSON; a model that cannot be run has no state's size."""
     file = open_file(path)
@@ -35,7 +47,8 @@ def describe(path: str) -> dict[str, Any]:
         "name": _text(metadata, "general.name"),
         "architecture": _text(metadata, "general.architecture"),
         "parameters": sum(math.prod(info.shape) for info in file.tensors.values()),
-        "file_bytes": len(file.map),
+        "file_bytes": file.nbytes,
+        "parts": len(file.parts),
         "types": dict(types.most_common()),
         "tokenizer": {
             "model": _text(metadata, "tokenizer.ggml.model") or "none",

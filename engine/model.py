@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from .. import models
-from ..kernels.errors import InvalidFile, InvalidInput, NumericalError
-from ..kernels.formats.gguf import GGUF
+from ..kernels.errors import InvalidInput, NumericalError
 from .backend import MAX_ROWS, Batch, Progress, make_backend
 from .footprint import admission, fits_panels
-from .info import open_file
+from .info import open_file, tokenizer_of
 from .state import Layout, State, check_states
 from .threads import CancelFlag, early, pool
 from .tokenizer import Tokenizer
@@ -58,7 +57,7 @@ class Model:
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
         self.layout = Layout.of(self.graph)
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0
-        build = partial(_tokenizer, self.file, self.vocabulary)
+        build = partial(tokenizer_of, self.file, self.vocabulary)
         self._tokenizer = early(build) if text else build
         if repack is None:
             repack = fits_panels(self.graph)
@@ -83,7 +82,8 @@ class Model:
     def fingerprint(self) -> str:
         """Tells models apart: a hash of the header and of samples of every tensor's bytes."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(memoryview(self.file.map)[: self.file.data_start])
+        for header in self.file.headers:
+            digest.update(header)
         for info in self.file.tensors.values():
             data = self.file.data(info)
             for start in (0, max(0, info.nbytes // 2), max(0, info.nbytes - _SAMPLE)):
@@ -258,13 +258,3 @@ def _chunks(lengths: Sequence[int]) -> Iterator[list[tuple[int, int, int]]]:
                 chunk, room = [], MAX_ROWS
     if chunk:
         yield chunk
-
-
-def _tokenizer(file: GGUF, vocabulary: int) -> Tokenizer:
-    tokenizer = Tokenizer.from_metadata(file.metadata, file.path)
-    if tokenizer.kind != "none" and tokenizer.vocab_size != vocabulary:
-        raise InvalidFile(
-            f"{file.path} has {tokenizer.vocab_size} tokens and {vocabulary} rows of embeddings; "
-            "convert or download the model again"
-        )
-    return tokenizer

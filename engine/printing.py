@@ -64,10 +64,10 @@ def size(nbytes: float) -> str:
 
 
 def shown(value: Any) -> str:
-    """A fact as one line of text."""
+    """A fact as one line of text, in which nothing can act on the terminal."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
-    return str(value)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in str(value))
 
 
 _PLANNED = {

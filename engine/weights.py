@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.errors import UnsupportedModel
 from ..kernels.formats import blocks
 from ..kernels.formats.blocks import F16, F32, NATIVE, BlockFormat
 from ..kernels.formats.gguf import GGUF, TensorInfo
@@ -95,13 +94,8 @@ class WeightStore:
         return half.reshape(weight.shape).astype(np.float32)
 
     def _values(self, weight: Weight) -> np.ndarray:
-        return self._decoded(weight, self.file.data(self.file.tensors[weight.name]), weight.shape)
-
-    def _decoded(self, weight: Weight, data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        try:
-            return blocks.dequantize(data, weight.block, shape)
-        except UnsupportedModel as error:
-            raise UnsupportedModel(f"{self.file.path}: tensor {weight.name}: {error}") from None
+        data = self.file.data(self.file.tensors[weight.name])
+        return blocks.dequantize(data, weight.block, weight.shape)
 
     def _widen(self, weight: Weight, target: np.ndarray) -> None:
         """A matrix whose type has no kernel, as F16; what is too large shows in the logits."""
@@ -110,7 +104,7 @@ class WeightStore:
         step = weight.block.row_bytes(width)
         for first in range(0, weight.size // width, rows):
             part = data[first * step : (first + rows) * step]
-            values = self._decoded(weight, part, (len(part) // step, width))
+            values = blocks.dequantize(part, weight.block, (len(part) // step, width))
             with np.errstate(over="ignore"):
                 target[first * width :][: values.size] = values.reshape(-1)
             self.file.release(info, first * step, first * step + len(part))

@@ -59,18 +59,18 @@ def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
             partial.unlink()
 
 
-def check_space(path: Path, nbytes: int) -> None:
-    """Raise InvalidInput when a file of that size will not fit beside what is there."""
+def check_space(folder: Path, nbytes: int) -> None:
+    """Raise InvalidInput when a file of that size will not fit beside what is in a folder."""
     from shutil import disk_usage  # rarely needed, and slow to import
 
     try:
-        free = disk_usage(path.parent).free
+        free = disk_usage(folder).free
     except OSError:
         return
     if nbytes > free:
         raise InvalidInput(
-            f"{path} takes {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free there; name "
-            "another place to write"
+            f"the file takes {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {folder}; "
+            "name another place to write"
         )
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..kernels.errors import InvalidFile
+from ..kernels.errors import InvalidFile, UnsupportedModel
+from ..kernels.formats.blocks import readable
 from ..kernels.formats.gguf import TensorInfo
 from ..kernels.op import GIVEN, Kind, Op, Weight, catalogue
 
@@ -90,7 +91,7 @@ class Graph:
 
         A namespace stands for its tensor, and fills the op's `bias` slot with the `.bias` beside
         it where the file has one. Raises ShapeError where shapes do not fit, InvalidFile for a
-        missing tensor.
+        missing tensor, UnsupportedModel for one of a type that cannot be decoded.
         """
         given = iter(operands)
         bound: dict[str, Any] = {}
@@ -205,5 +206,10 @@ class Namespace:
         info = self._tensors.get(name)
         if info is None:
             return None
+        if not readable(info.block):
+            raise UnsupportedModel(
+                f"{self._path}: tensor {name} has the type {info.block.name}, which cannot be "
+                "decoded; convert the model to F16 or Q8_0"
+            )
         self._used.add(name)
         return Weight(name, info.shape, info.block)

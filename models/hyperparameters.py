@@ -74,6 +74,6 @@ class Hyperparameters:
 
     def _bad(self, key: str, value: Any, wanted: str) -> InvalidFile:
         return InvalidFile(
-            f"{self.path}: {self.architecture}.{key} is {value!r}, not {wanted}; "
+            f"{self.path}: {self.architecture}.{key} is {value!r:.60}, not {wanted}; "
             "the file is damaged or of an unknown version"
         )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -12,8 +15,9 @@ import pytest
 
 import keelback
 from keelback.engine.model import Model
-from keelback.kernels.formats import blocks
+from keelback.kernels.formats import blocks, part
 from keelback.kernels.formats.gguf import GGUF
+from keelback.kernels.formats.gguf_writer import NewTensor, write_file
 
 MUTATIONS = 500
 
@@ -44,6 +48,12 @@ def test_every_kind_of_value_is_read(tmp_path: Path):
         writer.add_tensor("matrix", values)
 
     file = GGUF(write(tmp_path / "a.gguf", fill))
+    kinds = {key: value.kind for key, value in file.metadata.entries.items()}
+    assert kinds == {
+        "general.architecture": "str", "u32": "u32", "i64": "i64", "f32": "f32", "f64": "f64",
+        "yes": "bool", "text": "str", "numbers": "arr[i32]", "flags": "arr[bool]",
+        "strings": "arr[str]",
+    }  # fmt: skip
     read = {
         key: file.metadata[key] for key in ("u32", "i64", "f32", "f64", "yes", "text", "strings")
     }
@@ -108,6 +118,35 @@ def test_a_file_with_types_that_have_no_kernel_runs_and_says_so_once(tiny_file, 
     ] * 2
 
 
+def test_bytes_that_are_no_text_are_read_as_such(tmp_path: Path):
+    path = tmp_path / "bytes.gguf"
+    path.write_bytes(
+        header(pairs=2)
+        + text("one") + struct.pack("<IQ", 8, 2) + b"a\xff"
+        + text("many") + struct.pack("<IIQQ", 9, 8, 1, 3) + b"\xfe\xffb"
+    )  # fmt: skip
+    metadata = GGUF(path).metadata
+    assert metadata["one"] == "a\ufffd" and metadata["many"] == ["\ufffd\ufffdb"]
+
+
+@pytest.mark.parametrize("alignment", [8, 64, 65536])
+def test_tensors_are_found_at_any_alignment_and_in_any_order(tmp_path: Path, alignment: int):
+    """And in a file of version 2, which differs in nothing else."""
+    content = header(tensors=2, pairs=1, version=2) + text("general.alignment")
+    content += struct.pack("<II", 4, alignment)
+    content += tensor("late", [2], offset=2 * alignment) + tensor("early", [1])
+    content += bytes(-len(content) % alignment)
+    content += struct.pack("<f", 1) + bytes(2 * alignment - 4) + struct.pack("<2f", 2, 3)
+    path = tmp_path / "aligned.gguf"
+    path.write_bytes(content)
+    file = GGUF(path)
+    assert list(file.tensors) == ["late", "early"]
+    values = {
+        name: file.data(info).view(np.float32).tolist() for name, info in file.tensors.items()
+    }
+    assert values == {"late": [2, 3], "early": [1]}
+
+
 def header(tensors: int = 0, pairs: int = 0, version: int = 3, magic: bytes = b"GGUF") -> bytes:
     return magic + struct.pack("<IQQ", version, tensors, pairs)
 
@@ -159,6 +198,25 @@ HOSTILE = {
     "an offset that overflows": (
         one("t", [1], offset=(1 << 64) - 32), "ends before its tensor t"),
     "an offset off its alignment": (one("t", [1], offset=4) + bytes(99), "off its alignment"),
+    "two tensors on one spot": (
+        header(tensors=2) + tensor("t", [9]) + tensor("u", [1], offset=32) + bytes(99), "one spot"),
+    "more pairs than models have": (
+        header(pairs=70_000) + bytes(1 << 20), "where 65536 of each can be read"),
+    "an alignment of a gigabyte": (
+        header(pairs=1) + text("general.alignment") + struct.pack("<II", 4, 1 << 30),
+        "power of two"),
+    "an alignment of many numbers": (
+        header(pairs=1) + text("general.alignment") + struct.pack("<IIQII", 9, 4, 2, 32, 32),
+        "power of two"),
+    "more texts than vocabularies have": (
+        pair("<IIQ", 9, 8, (1 << 22) + 1) + bytes(8 * ((1 << 22) + 2)), "more than 4194304 texts"),
+    "a key of a megabyte": (
+        header(pairs=1) + text("k" * (1 << 20)) + bytes(9), "a name that can be none, 'kkk"),
+    "a key without a letter": (header(pairs=1) + text("") + bytes(9), "can be none, ''"),
+    "a key that commands the terminal": (
+        header(pairs=1) + text("\x1b[2J") + bytes(9), r"can be none, '\\x1b\[2J'"),
+    "no dimensions": (one("t", []), "0 dimensions"),
+    "a dimension below zero": (one("t", [(1 << 64) - 1]), "ends before its tensor t"),
     "no elements": (one("t", [0]), "0 columns"),
     "five dimensions": (one("t", [1] * 5), "5 dimensions"),
     "a name too long": (one("t" * 64, [1]), "dimensions"),
@@ -168,6 +226,15 @@ HOSTILE = {
 }  # fmt: skip
 
 
+def test_a_header_that_has_no_end_is_refused_before_it_fills_the_memory(tmp_path: Path):
+    path = tmp_path / "long.gguf"
+    with open(path, "wb") as file:  # mostly a hole: it takes no disk
+        file.write(pair("<IIQ", 9, 8, 1 << 20) + struct.pack("<Q", part.MAX_HEADER))
+        file.truncate(part.MAX_HEADER + (64 << 20))
+    with pytest.raises(keelback.InvalidFile, match="header of more than 128 MiB"):
+        GGUF(path)
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_damaged_or_hostile_header_gets_a_sentence(tmp_path: Path, case: str):
     content, said = HOSTILE[case]
@@ -175,7 +242,7 @@ def test_a_damaged_or_hostile_header_gets_a_sentence(tmp_path: Path, case: str):
     path.write_bytes(content)
     with pytest.raises(keelback.InvalidFile, match=said) as caught:
         GGUF(path)
-    assert str(path) in str(caught.value)
+    assert str(path) in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_a_missing_file_and_a_folder_get_a_sentence(tmp_path: Path):
@@ -208,7 +275,7 @@ def test_missing_keys_and_tensors_and_wrong_shapes_are_named(tiny_file, tmp_path
 
 def test_mutated_files_load_or_get_a_sentence_but_never_crash(tiny_file, tmp_path: Path):
     source = tiny_file("mamba2-g2", "f32").read_bytes()
-    start = GGUF(tiny_file("mamba2-g2", "f32")).data_start
+    start = GGUF(tiny_file("mamba2-g2", "f32")).parts[0].data_start
     random = np.random.RandomState(3)
     path, refused = tmp_path / "mutated.gguf", 0
     for i in range(MUTATIONS):
@@ -249,6 +316,44 @@ def patched(
                 writer.add_tensor(info.name, np.ascontiguousarray(values))
 
     return write(tmp_path / "patched.gguf", fill, source.metadata["general.architecture"])
+
+
+def retyped(source: GGUF, path: Path, name: str, block: blocks.BlockFormat) -> Path:
+    """A copy of a model in which one tensor has another type, and any bytes."""
+    tensors = []
+    for info in source.tensors.values():
+        kind, data = info.block, source.data(info).tobytes()
+        if info.name == name:
+            kind, size = block, math.prod(info.shape) // block.elements * block.nbytes
+            data = np.random.RandomState(4).randint(0, 60, size, np.uint8).tobytes()
+        tensors.append(NewTensor(info.name, info.shape, kind, len(data), partial(iter, [data])))
+    write_file(path, source.metadata.entries, tensors, lambda done, total: None)
+    return path
+
+
+@pytest.mark.parametrize("block", blocks.BY_CODE.values(), ids=lambda block: block.name)
+@pytest.mark.parametrize("name", ["token_embd.weight", "output_norm.weight", "blk.0.ssm_in.weight"])
+def test_a_weight_of_any_type_runs_or_is_refused_by_its_name(
+    tiny_file, tmp_path: Path, name: str, block: blocks.BlockFormat
+):
+    source = GGUF(tiny_file("mamba-q8", "q4_0"))
+    path = retyped(source, tmp_path / "retyped.gguf", name, block)
+    for backend in ("cpu", "numpy"):
+        try:
+            model = Model(path, backend=backend, threads=1, notice=lambda text: None)
+        except keelback.UnsupportedModel as error:
+            assert f"tensor {name} has the type {block.name}, which cannot be" in str(error)
+            assert not blocks.readable(block)
+            continue
+        assert blocks.readable(block)
+        with contextlib.suppress(keelback.NumericalError):
+            model.forward([1, 2, 3])
+
+
+def test_whole_numbers_and_types_of_activations_are_no_weights():
+    refused = {block.name for block in blocks.BY_CODE.values() if not blocks.readable(block)}
+    assert refused >= {"I8", "I16", "I32", "I64", "Q8_1", "Q8_K"}
+    assert not refused & {"F64", "IQ1_M", "IQ4_XS", "MXFP4", "Q2_K", "TQ1_0"}
 
 
 @pytest.mark.parametrize("shape", [(-1,), (1, -1), (-1, 1), (1, 1, -1)])

@@ -131,7 +131,8 @@ FULL = {
     "at the start": f"{sys.executable} -m keelback.cli convert CHECKPOINT -o model.gguf",
     # Another program may take the space meanwhile.
     "in the middle": (
-        f"{sys.executable} -c 'import keelback.cli as c, keelback.convert.write as w\n"
+        f"{sys.executable} -c 'import keelback.cli as c\n"
+        "import keelback.kernels.formats.gguf_writer as w\n"
         'w.check_space = lambda *_: None; c.main(["convert", "CHECKPOINT", "-o", "model.gguf"])\''
     ),
     "a state": f"{sys.executable} -m keelback.cli run demo -p It -n 2 --state-out model.gguf",
@@ -145,7 +146,7 @@ def test_a_full_disk_gets_a_sentence(checkpoint: Path, tmp_path: Path, when: str
     script = f"printf old > model.gguf\n{command} || echo status $?\ncat model.gguf; ls -A"
     done = in_small_disk(tmp_path / "disk", "300k", script)
     assert done.stdout.endswith("status 1\noldmodel.gguf\n"), done.stdout + done.stderr
-    said = "GB are free there" if when == "at the start" else "No space left on device"
+    said = "GB are free in" if when == "at the start" else "No space left on device"
     assert said in done.stderr and is_one_sentence(done.stderr)
 
 

@@ -29,8 +29,10 @@ import pytest
 
 import tiny
 from keelback.convert import convert
+from keelback.convert.edit import merge, set_pair, split
 from keelback.engine.model import Model
 from keelback.engine.tokenizer import Tokenizer
+from keelback.kernels.formats.gguf import GGUF
 
 llama_cpp = pytest.importorskip(
     "llama_cpp", reason="llama-cpp-python cannot be imported", exc_type=ImportError
@@ -287,6 +289,41 @@ def test_llamacpp_gives_the_same_logits_for_our_files(files: Files, name: str) -
     for ids in prompts(name):
         expected = our_logits(files.ours(name), ids)
         check_rows(f"{name}, our file", llama_logits(files.ours(name), ids), expected)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_files_that_were_split_merged_or_aligned_anew_load_in_llamacpp(
+    files: Files, tmp_path: Path, name: str
+) -> None:
+    whole, ids = files.ours(name), tiny.ids(name, 4)
+    expected = llama_logits(whole, ids)
+    parts = split(whole, str(tmp_path / "part"), max_size="30K")
+    assert len(parts) > 2
+    aligned = set_pair(whole, "general.alignment", "64", "u32", tmp_path / "64.gguf", force=True)
+    assert GGUF(aligned).alignment == 64
+    aligned_parts = split(aligned, str(tmp_path / "part64"), max_tensors=5)
+    for path in (parts[0], merge(parts[0], tmp_path / "merged.gguf"), aligned, aligned_parts[0]):
+        assert np.array_equal(llama_logits(path, ids), expected), path.name
+        assert np.array_equal(our_logits(path, ids), our_logits(whole, ids)), path.name
+
+
+def test_parts_that_llamacpps_package_writes_load_in_both(files: Files, tmp_path: Path) -> None:
+    whole, ids = files.ours("mamba2-g2"), tiny.ids("mamba2-g2", 4)
+    reader = gguf.GGUFReader(whole)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "mamba2", split_max_tensors=5)
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            writer.add_key_value(key, field.contents(), field.types[0], field.types[-1])
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    first, *others = sorted(tmp_path.iterdir())
+    assert others and np.array_equal(our_logits(first, ids), our_logits(whole, ids))
+    assert np.array_equal(llama_logits(first, ids), llama_logits(whole, ids))
+    assert merge(first, tmp_path / "y.gguf").read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.parametrize("name", BIASED + TRAINED)

@@ -48,11 +48,6 @@ BY_NAME = {block.name: block for block in BY_CODE.values()}
 F32, F16, BF16, Q8_0 = (BY_NAME[name] for name in ("F32", "F16", "BF16", "Q8_0"))
 Q4_0, Q4_K, Q6_K = (BY_NAME[name] for name in ("Q4_0", "Q4_K", "Q6_K"))
 
-# Numbers one by one, as NumPy knows them.
-_PLAIN = {
-    "I8": np.int8, "I16": np.int16, "I32": np.int32, "I64": np.int64, "F64": np.float64,
-}  # fmt: skip
-
 #: Types of whole numbers, which meet activations that are rounded to whole numbers too.
 QUANTIZED = frozenset({Q8_0, Q4_0, Q4_K, Q6_K})
 
@@ -64,30 +59,46 @@ def dequantize(data: np.ndarray, block: BlockFormat, shape: tuple[int, ...]) -> 
     """Decode raw blocks into float32.
 
     data: uint8, the bytes of the tensor, rows one after another. Returns float32 of `shape`
-    (slowest dimension first). Raises UnsupportedModel for a type without a reference decoder.
+    (slowest dimension first). Raises UnsupportedModel for a type that is not `readable`.
     """
+    # Scales of a damaged file may be infinite: that shows in the logits, not here.
+    with np.errstate(all="ignore"):
+        return _decoded(data, block, shape).reshape(shape)
+
+
+def _decoded(data: np.ndarray, block: BlockFormat, shape: tuple[int, ...]) -> np.ndarray:
     if block is F32:
-        return data.view(np.float32).reshape(shape)
+        return data.view(np.float32)
     if block is F16:
-        return data.view(np.float16).astype(np.float32).reshape(shape)
+        return data.view(np.float16).astype(np.float32)
     if block is BF16:
-        return bf16_to_f32(data.view(np.uint16)).reshape(shape)
-    if block.name in _PLAIN:
-        return data.view(_PLAIN[block.name]).astype(np.float32).reshape(shape)
+        return bf16_to_f32(data.view(np.uint16))
+    if block.name == "F64":
+        return data.view(np.float64).astype(np.float32)
     if block is Q8_0:
         blocks = data.reshape(-1, block.nbytes)
         scale = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-        return (scale * blocks[:, 2:].view(np.int8).astype(np.float32)).reshape(shape)
+        return scale * blocks[:, 2:].view(np.int8).astype(np.float32)
     quants, kinds = _reference()
     try:
         rows = data.reshape(-1, block.row_bytes(shape[-1]))
-        # Scales of a damaged file may be infinite: that shows in the logits, not here.
-        with np.errstate(all="ignore"):
-            return quants.dequantize(rows, kinds(block.code)).astype(np.float32).reshape(shape)
+        return quants.dequantize(rows, kinds(block.code)).astype(np.float32)
     except (NotImplementedError, ValueError, KeyError):
         raise UnsupportedModel(
             f"the type {block.name} has no decoder; convert the model to F16 or Q8_0"
         ) from None
+
+
+@cache
+def readable(block: BlockFormat) -> bool:
+    """Whether weights can have a type: not whole numbers, nor types made for activations."""
+    if block in NATIVE:
+        return True
+    try:
+        dequantize(np.zeros(block.nbytes, np.uint8), block, (1, block.elements))
+    except UnsupportedModel:
+        return False
+    return True
 
 
 def quantize(values: np.ndarray, block: BlockFormat) -> np.ndarray:

@@ -1,0 +1,89 @@
+"""What the options of a command come to: a model's path, a prompt, a session."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..kernels.errors import InvalidInput
+from .printing import bars, notice
+
+if TYPE_CHECKING:
+    from .session import Session
+
+
+def open_session(path: str, options: dict[str, Any]) -> Session:
+    """Load the model and start a session, or go on with a saved one."""
+    from .model import Model
+    from .session import Session
+    from .snapshot import Snapshot
+
+    with bars(wiped=False) as report:
+        model = Model(
+            path, options["threads"], options["backend"], notice, report,
+            options["repack"], options["max_ram"], text=True,
+        )  # fmt: skip
+    names = (
+        "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n",
+        "presence_penalty", "frequency_penalty",
+    )  # fmt: skip
+    settings = {name: options[name] for name in names if options[name] is not None}
+    if options["logit_bias"]:
+        settings["logit_bias"] = dict(_bias(text) for text in options["logit_bias"])
+    seed = options["seed"]
+    if options["state_in"]:
+        if seed is not None and seed >= 0:
+            settings["seed"] = seed
+        return Session.resume(
+            model, Snapshot.load(options["state_in"], model),
+            options["stop"], options["ignore_eos"], **settings,
+        )  # fmt: skip
+    settings["seed"] = secrets.randbits(32) if seed is None or seed < 0 else seed
+    return Session(model, stop=options["stop"], ignore_eos=options["ignore_eos"], **settings)
+
+
+def model_and_text(
+    model: str | None, text: str | None, options: dict[str, Any]
+) -> tuple[str, str | None]:
+    """Model and text from positions or options; raises InvalidInput for a missing model."""
+    repo, named = options.get("hf_repo"), options["model_option"]
+    if repo is None and options.get("hf_file") is not None:
+        raise click.UsageError("--hf-file names a file of a repository, and --hf-repo names none")
+    if repo is not None and text is None:
+        model, text = None, model  # the only argument beside -hf is the prompt
+    text = one_of(text, options["prompt_option"], "prompt")
+    path = one_of(model, one_of(named, repo, "model"), "model") or "demo"
+    if repo is None and path != "demo" and not Path(path).exists():
+        raise InvalidInput(
+            f"{path}: there is no such model file (the demo model: keelback run -p TEXT; "
+            "one of the hub: keelback run -hf USER/MODEL)"
+        )
+    return path, text
+
+
+def prompt_text(text: str | None, options: dict[str, Any], needed: bool = True) -> str:
+    """The prompt, from wherever it comes; raises InvalidInput where one is needed and missing."""
+    from .terminal import read_prompt
+
+    if text is not None and options["prompt_file"] is not None:
+        raise click.UsageError("the prompt is given twice, as text and as a file")
+    return read_prompt(text, options["prompt_file"], needed)
+
+
+def one_of(argument: str | None, option: str | None, name: str) -> str | None:
+    """What was given as an argument or as an option, but not as both."""
+    if argument is not None and option is not None:
+        raise click.UsageError(f"the {name} is given twice; give it once")
+    return argument if argument is not None else option
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """`ID+BIAS` or `ID-BIAS`, llama.cpp's spelling."""
+    at = max(text.find("+"), text.find("-", 1))
+    try:
+        return int(text[:at]), float(text[at:])
+    except ValueError:
+        raise InvalidInput(f"--logit-bias {text!r} is not of the form ID+BIAS or ID-BIAS") from None
