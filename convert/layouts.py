@@ -30,7 +30,7 @@ _MAMBA_SSM = {
 }  # fmt: skip
 _MISTRAL = {"hidden_size": "dim", "num_hidden_layers": "n_layers"}
 
-#: Options that make another model: the value that keelback runs, which is also that of no mention.
+#: Options that make another model: the value that keelback runs, which is also the default.
 _MAMBA_SSM_FIXED = {
     "rms_norm": True, "d_intermediate": 0, "attn_layer_idx": [], "ssm_cfg.rmsnorm": True,
     "ssm_cfg.norm_before_gate": False, "ssm_cfg.D_has_hdim": False, "ssm_cfg.d_ssm": None,
@@ -80,8 +80,8 @@ def recognise(folder: Path) -> Layout:
     path, original, wrapped = folder / "config.json", folder / "params.json", False
     if path.exists():
         values = read_json(path)
-        inner = next((values[key] for key in _WRAPPED if isinstance(values.get(key), dict)), None)
-        if inner is not None:
+        inner = next((values[key] for key in _WRAPPED if values.get(key)), None)
+        if isinstance(inner, dict):
             wrapped = True
             values = {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
         config = (_mamba_ssm if _is_mamba_ssm(values) else _transformers)(path, values)
@@ -113,9 +113,9 @@ def _transformers(path: Path, values: dict[str, Any]) -> Config:
         values = {**values, "model_type": known[0] if known else None}
     config = Config(path, values, names)
     if config.get("model_type") == "mamba2" and "fuse_norm" in values:
-        values.setdefault("n_groups", 1)
+        values["n_groups"] = config.count("n_groups", 1)
         _demand(config, _FLA_FIXED)
-        if "rmsnorm" not in values and config.count("n_groups") > 1:
+        if "rmsnorm" not in values and values["n_groups"] > 1:
             raise UnsupportedModel(
                 f"{path}: n_groups is {values['n_groups']}, and flash-linear-attention before 0.5 "
                 "normalised all groups as one; keelback runs models whose groups are apart"
@@ -134,8 +134,7 @@ def _mamba_ssm(path: Path, values: dict[str, Any]) -> Config:
     _demand(config, _MAMBA_SSM_FIXED)
     values["model_type"] = "mamba2" if second else "mamba"
     if second:
-        values.setdefault("ssm_cfg.ngroups", 1)
-        values["num_heads"] = _heads(config)
+        values |= {"ssm_cfg.ngroups": config.count("n_groups", 1), "num_heads": _heads(config)}
     return config
 
 
@@ -147,8 +146,8 @@ def _mistral(path: Path, values: dict[str, Any]) -> Config:
             f"{path} describes a transformer; take a recurrent model, or llama.cpp for this one"
         )
     _demand(config, {"rms_norm": True})
-    values.setdefault("n_groups", 1)
-    values |= {"model_type": "mamba2", "num_heads": _heads(config)}
+    values |= {"n_groups": config.count("n_groups", 1), "num_heads": _heads(config)}
+    values["model_type"] = "mamba2"
     return config
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..kernels.errors import InvalidFile, KeelbackError, UnsupportedModel
 
 #: What describes a model: transformers' file, or Mistral's.
-CONFIGS = ("config.json", "params.json")
+_CONFIGS = ("config.json", "params.json")
 
 #: Names of weight files that say nothing about the model.
 _NAMELESS = ("model", "pytorch_model", "consolidated")
@@ -37,18 +37,20 @@ def locate(path: Path) -> Path:
 
     Raises InvalidFile or UnsupportedModel for what is none.
     """
-    if path.is_file():
+    if os.path.isfile(path):
         _check_file(path)
         return path
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InvalidFile(f"{path} is no folder; give the folder of a Hugging Face checkpoint")
+    if not os.access(path, os.R_OK | os.X_OK):
+        raise InvalidFile(f"{path} cannot be read; check its permissions")
     return _snapshot(path)
 
 
 def title(path: Path) -> str:
     """What a checkpoint is called, by its folder or its file."""
     path = Path(os.path.abspath(path))
-    if path.is_file():
+    if os.path.isfile(path):
         path = path.parent if path.stem in _NAMELESS else path.with_suffix("")
     repository = path.parent.parent.name
     cached = path.parent.name == "snapshots" and repository.startswith("models--")
@@ -60,8 +62,9 @@ def title(path: Path) -> str:
 def no_config(folder: Path) -> KeelbackError:
     """The sentence for a folder without config."""
     below = [child for child in sorted(folder.iterdir()) if _may_be_checkpoint(child)]
-    if len(below) == 1:
-        return InvalidFile(f"{folder} is no checkpoint, but holds one; give {below[0]}")
+    if below:
+        these = "one" if len(below) == 1 else f"{len(below)}"
+        return InvalidFile(f"{folder} is no checkpoint, but holds {these}; give {below[0]}")
     if list(folder.glob("[!.]*.safetensors")) or list(folder.glob("pytorch_model*.bin")):
         return InvalidFile(f"{folder} has weights but no config.json; download it too")
     other = _other_format(folder)
@@ -109,7 +112,7 @@ def _other_format(folder: Path) -> UnsupportedModel | None:
 def _snapshot(folder: Path) -> Path:
     """In the hub's cache `models--org--name/refs/main` names a folder of its `snapshots`."""
     snapshots = folder if folder.name == "snapshots" else folder / "snapshots"
-    if _has_config(folder) or not snapshots.is_dir():
+    if _has_config(folder) or not os.path.isdir(snapshots):
         return folder
     found = [child for child in sorted(snapshots.iterdir()) if _has_config(child)]
     try:
@@ -125,8 +128,8 @@ def _snapshot(folder: Path) -> Path:
 
 
 def _has_config(folder: Path) -> bool:
-    return any((folder / name).exists() for name in CONFIGS)
+    return any(os.path.exists(folder / name) for name in _CONFIGS)
 
 
 def _may_be_checkpoint(folder: Path) -> bool:
-    return _has_config(folder) or (folder / "snapshots").is_dir()
+    return _has_config(folder) or os.path.isdir(folder / "snapshots")

@@ -89,10 +89,10 @@ def float8_block(folder: Path, values: dict[str, Any]) -> tuple[int, int]:
             raise _quantized(folder, method)
     if not isinstance(quantized, dict):
         raise _quantized(folder, str(quantized)[:40])
-    method = str(quantized.get("quant_method", "MLX" if "group_size" in quantized else None))[:40]
-    match method if quantized else "none":
-        case "none":
-            return _BLOCK
+    if not quantized:
+        return _BLOCK
+    method = _method(quantized)
+    match method:
         case "fp8" | "fbgemm_fp8":
             return _pair(folder, quantized.get("weight_block_size"))
         case "modelopt" if str(quantized.get("quant_algo")).startswith("FP8"):
@@ -113,6 +113,13 @@ def unknown_family(config: Config) -> KeelbackError | None:
             f"{config.path}: {str(classes[0])[:80]} writes no text; take a causal language model"
         )
     return None
+
+
+def _method(quantized: dict[str, Any]) -> str:
+    """What the config of a quantization calls it; two programs have not always said so."""
+    if any(str(key).startswith("load_in_") for key in quantized):
+        return "bitsandbytes"
+    return str(quantized.get("quant_method", "MLX" if "group_size" in quantized else None))[:40]
 
 
 def _compressed(folder: Path, quantized: dict[str, Any]) -> tuple[int, int]:
