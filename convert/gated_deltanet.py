@@ -77,12 +77,15 @@ def _add_mixer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     d_model, taps = keys["embedding_length"], keys.get("ssm.conv_kernel")
     heads, d_inner = keys["ssm.time_step_rank"], keys["ssm.inner_size"]
     width = keys["ssm.group_count"] * keys["ssm.state_size"]
-    by_head = _tiled(keys["ssm.group_count"], heads, 1)
-    by_row = _tiled(keys["ssm.group_count"], heads, d_inner // heads)
     blk = f"blk.{i}"
 
     def need(name: str, *shape: int):
         return checkpoint.require(f"model.layers.{i}.attn.{name}", *shape)
+
+    # First of all: what config says of sizes is true only if the tensors have them.
+    a_log, out = need("A_log", heads), need("o_proj.weight", d_model, d_inner)
+    by_head = _tiled(keys["ssm.group_count"], heads, 1)
+    by_row = _tiled(keys["ssm.group_count"], heads, d_inner // heads)
 
     def joined(suffix: str, *columns: int) -> list[Part]:
         q, k = (Part(need(f"{part}_{suffix}", width, *columns)) for part in "qk")
@@ -101,14 +104,12 @@ def _add_mixer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     for hf, gguf in (("a_proj", "ssm_alpha"), ("b_proj", "ssm_beta")):
         part = Part(need(f"{hf}.weight", heads, d_model), rows=by_head)
         result.add(f"{blk}.{gguf}.weight", (heads, d_model), part)
-    a_log = Part(need("A_log", heads), columns=by_head, function=negative_exp)
-    result.add(f"{blk}.ssm_a", (heads,), a_log)
+    result.add(f"{blk}.ssm_a", (heads,), Part(a_log, columns=by_head, function=negative_exp))
     result.add(f"{blk}.ssm_dt.bias", (heads,), Part(need("dt_bias", heads), columns=by_head))
     result.add(
         f"{blk}.ssm_norm.weight", (d_inner // heads,), need("o_norm.weight", d_inner // heads)
     )
-    out = Part(need("o_proj.weight", d_model, d_inner), columns=by_row)
-    result.add(f"{blk}.ssm_out.weight", (d_model, d_inner), out)
+    result.add(f"{blk}.ssm_out.weight", (d_model, d_inner), Part(out, columns=by_row))
 
 
 def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:

@@ -152,6 +152,13 @@ def test_attention_layers_of_gated_deltanet_are_refused(tmp_path: Path):
         convert(edit(folder, attn={"layers": [1]}), tmp_path / "out.gguf")
 
 
+@pytest.mark.parametrize("expand", [1 << 70, 1e9])
+def test_sizes_that_no_tensor_has_are_refused_before_they_are_used(tmp_path: Path, expand: float):
+    folder = tiny.write_checkpoint("gdn-gate", tmp_path / "gdn")
+    with pytest.raises(keelback.InvalidFile, match=r"o_proj\.weight has the shape"):
+        convert(edit(folder, expand_v=expand), tmp_path / "out.gguf")
+
+
 def test_folders_that_are_no_checkpoint_get_a_sentence(checkpoint: Path, tmp_path: Path):
     with pytest.raises(keelback.InvalidFile, match="is no folder"):
         convert(tmp_path / "nowhere")
