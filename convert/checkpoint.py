@@ -82,6 +82,12 @@ class Checkpoint:
             numbers = self._tensors.get(weight)
             if numbers is not None and numbers.kind.startswith("F8"):
                 self._tensors[weight] = self._scaled(numbers, self._tensors.pop(name), name)
+        bare = [name for name, tensor in self._tensors.items() if tensor.kind.startswith("F8")]
+        if self.layout.block and bare:
+            raise InvalidFile(
+                f"{self.folder} lacks the factors of the float8 tensor {bare[0]}; download the "
+                "checkpoint again"
+            )
 
     def _scaled(self, numbers: Source, factors: Source, name: str) -> Scaled:
         """Factors are for blocks of the size that config names, for rows, or for all at once."""
@@ -95,7 +101,7 @@ class Checkpoint:
         if values.size == rows > 1:
             values, block = values.reshape(rows, 1), (1, columns)
         elif values.size > 1:
-            block = self.layout.block
+            block = self.layout.block or (128, 128)
         grid = tuple(-(-size // step) for size, step in zip((rows, columns), block, strict=True))
         if values.shape != grid and values.size != 1:
             raise InvalidFile(

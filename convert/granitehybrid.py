@@ -148,8 +148,9 @@ def _partial_rotation(config: Config, rope: Config, head: int) -> dict[str, int]
     llama.cpp turns the right values if only those are rearranged for it; its own converter
     rearranges whole heads, so a key of ours tells the two kinds of file apart.
     """
-    whole = config.number("partial_rotary_factor", 0.5)
-    count = int(head * rope.number("partial_rotary_factor", whole))
+    # transformers 4 has it beside the rotary parameters.
+    factor = config.number("partial_rotary_factor", 0.5)
+    count = int(head * rope.number("partial_rotary_factor", factor))
     if config.count("attn_rotary_emb", count) != count or count % 2 or not 0 < count <= head:
         raise UnsupportedModel(
             f"{config.path}: attn_rotary_emb is {config.get('attn_rotary_emb')}, where "

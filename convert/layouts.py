@@ -62,12 +62,12 @@ class Layout:
     """How a checkpoint is to be read: its config and its tensors' names as transformers has them.
 
     rename: None for a tensor that is no part of the language model. block: rows and columns that
-    share a factor in a float8 matrix.
+    share a factor in a float8 matrix; None where config speaks of no such matrices.
     """
 
     config: Config
     rename: Callable[[str], str | None]
-    block: tuple[int, int]
+    block: tuple[int, int] | None
 
 
 def recognise(folder: Path) -> Layout:

@@ -10,7 +10,7 @@ from ..kernels.errors import InvalidFile, KeelbackError, UnsupportedModel
 from ..kernels.op import LARGEST_DIMENSION
 from .config import Config, read_json_if_there
 
-#: Rows and columns that share a factor where config does not say: DeepSeek's blocks.
+#: Rows and columns that share a factor where config names no sizes: DeepSeek's blocks.
 _BLOCK = (128, 128)
 
 #: Ends of names that only tensors of quantized checkpoints, and of adapters, have.
@@ -75,10 +75,11 @@ def refuse_packed(folder: Path, names: Iterable[str]) -> None:
                 raise _quantized(folder, method)
 
 
-def float8_block(folder: Path, values: dict[str, Any]) -> tuple[int, int]:
+def float8_block(folder: Path, values: dict[str, Any]) -> tuple[int, int] | None:
     """Rows and columns of the blocks that share a factor, from what config says of quantization.
 
-    Raises UnsupportedModel where it says that anything is packed in another way than as float8.
+    None where it says nothing. Raises UnsupportedModel where it says that anything is packed in
+    another way than as float8.
     """
     quantized = values.get("quantization_config") or values.get("quantization")
     if not quantized:
@@ -90,7 +91,7 @@ def float8_block(folder: Path, values: dict[str, Any]) -> tuple[int, int]:
     if not isinstance(quantized, dict):
         raise _quantized(folder, str(quantized)[:40])
     if not quantized:
-        return _BLOCK
+        return None
     method = _method(quantized)
     match method:
         case "fp8" | "fbgemm_fp8":

@@ -11,6 +11,7 @@ import pytest
 import keelback
 import tiny
 import tiny_files
+import tiny_layouts
 from keelback.convert import convert
 from keelback.convert.places import title
 
@@ -100,6 +101,16 @@ def test_files_that_say_quantized_are_refused(checkpoint: Path, name: str, conte
 def test_float8_blocks_of_no_size_are_refused(checkpoint: Path, block: object):
     how = {"quant_method": "fp8", "weight_block_size": block}
     refused(edit(checkpoint, quantization_config=how), "float8 blocks", keelback.InvalidFile)
+
+
+def test_float8_numbers_without_their_factors_are_refused(tmp_path: Path):
+    path = tiny_layouts.write(tiny_layouts.LAYOUTS["fp8, blocks"], tmp_path / "fp8")
+    weights = path / "model.safetensors"
+    tensors = tiny.stored("mamba2-float8")
+    name = "backbone.layers.1.mixer.in_proj.weight"
+    tensors[name], _ = tiny_files.float8(tiny_files.read(tensors[name]), (16, 12))
+    tiny_files.write_safetensors(weights, tensors)
+    refused(path, f"lacks the factors of the float8 tensor {name}", keelback.InvalidFile)
 
 
 def test_adapters_are_refused_by_their_config_and_by_their_tensors(checkpoint: Path):
