@@ -11,10 +11,11 @@ import numpy as np
 
 from ..kernels.errors import InvalidInput, UnsupportedModel
 from ..kernels.files import check_target
-from ..kernels.formats.blocks import BY_NAME, BlockFormat
+from ..kernels.formats.blocks import BF16, BY_NAME, F32, BlockFormat
 from .checkpoint import Checkpoint
 from .config import read_json_if_there
 from .plan import Plan
+from .refusals import unknown_family
 from .tokenizer import read_tokenizer
 from .write import FILE_TYPES, QUANTIZATION_VERSION, write_gguf
 
@@ -39,25 +40,28 @@ def convert(
     notice: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Convert a checkpoint folder to a GGUF file and return the file's path.
+    """Convert a checkpoint, a folder or one file in it, to a GGUF file and return the file's path.
 
-    target: default `<folder's name>-<TYPE>.gguf` here. outtype: one of OUTTYPES; "auto" keeps the
-    checkpoint's own precision. `notice` is told what the file cannot say to llama.cpp, `progress`
-    the bytes done and in all. Raises UnsupportedModel, InvalidFile or InvalidInput; nothing is
-    half-written then.
+    target: default `<the checkpoint's name>-<TYPE>.gguf` here. outtype: one of OUTTYPES; "auto"
+    keeps the checkpoint's own precision. `notice` is told what the file cannot say to llama.cpp,
+    and what is left out; `progress` the bytes done and in all. Raises UnsupportedModel, InvalidFile
+    or InvalidInput; nothing is half-written then.
     """
     source = Checkpoint(checkpoint)
     plan = plan_for(source)
     source.check_all_used()
     block = output_type(plan, outtype)
-    # A folder's name may hold bytes that are no text.
-    name = Path(checkpoint).resolve().name.encode(errors="replace").decode()
-    path = Path(target) if target is not None else Path(f"{name}-{block.name}.gguf")
+    path = Path(target) if target is not None else Path(f"{source.name}-{block.name}.gguf")
     if check_target(path) in {file.resolve() for file in source.files}:
         raise InvalidInput(f"{path} is part of the checkpoint; name another file to write")
+    if source.left_aside:
+        notice(
+            f"{len(source.left_aside)} tensors that are no part of the language model are left "
+            f"out, {min(source.left_aside)} among them"
+        )
     for remark in plan.remarks:
         notice(remark)
-    write_gguf(path, plan, metadata_for(source, plan, name, block, notice), block, progress)
+    write_gguf(path, plan, metadata_for(source, plan, block, notice), block, progress)
     return path
 
 
@@ -68,8 +72,9 @@ def plan_for(checkpoint: Checkpoint) -> Plan:
         if kind in module.MODEL_TYPES:
             return module.plan(checkpoint)
     known = ", ".join(known_types())
-    raise UnsupportedModel(
-        f"{checkpoint.config.path}: the model_type {kind!r} is not known; keelback converts {known}"
+    raise unknown_family(checkpoint.config) or UnsupportedModel(
+        f"{checkpoint.config.path}: the model_type {str(kind)[:40]!r} is not known; keelback "
+        f"converts {known}"
     )
 
 
@@ -91,13 +96,12 @@ def output_type(plan: Plan, outtype: str) -> BlockFormat:
     if outtype != "auto":
         return BY_NAME[outtype.upper()]
     kind = plan.tensors[0].parts[0].source.kind
-    return BY_NAME["F32" if kind == "F64" else kind]
+    return BY_NAME.get(kind, F32 if kind == "F64" else BF16)
 
 
 def metadata_for(
     checkpoint: Checkpoint,
     plan: Plan,
-    name: str,
     block: BlockFormat,
     notice: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -107,7 +111,7 @@ def metadata_for(
         notice("the checkpoint has no tokenizer; prompts and answers will be token ids")
     return {
         "general.type": "model",
-        "general.name": name,
+        "general.name": checkpoint.name,
         "general.file_type": FILE_TYPES[block.name],
         "general.quantization_version": QUANTIZATION_VERSION,
         **_sampling_defaults(checkpoint.folder / "generation_config.json", notice),

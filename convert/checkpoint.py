@@ -10,6 +10,8 @@ import numpy as np
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .config import read_json
 from .layouts import recognise
+from .places import locate, no_weights, refuse_pointer, title
+from .refusals import refuse_packed
 from .safetensors_file import read_safetensors
 from .source import TYPES, Scaled, Source, Stored
 from .torch_file import read_torch
@@ -41,20 +43,16 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | Path) -> None:
-        path = Path(path)
-        if path.is_file() and path.suffix in _READERS:
-            self.folder, self.files = path.parent, [path]
-        elif path.is_dir():
-            self.folder, self.files = path, weight_files(path)
-        else:
-            raise InvalidFile(f"{path} is no folder; give the folder of a Hugging Face checkpoint")
+        path = locate(Path(path))
+        self.name = title(path)
+        self.folder = path.parent if path.is_file() else path
         self.layout = recognise(self.folder)
         self.config = self.layout.config
+        self.files = [path] if path.is_file() else weight_files(path)
         if not self.files:
-            raise InvalidFile(
-                f"{self.folder} holds neither *.safetensors nor pytorch_model*.bin; download the "
-                "checkpoint again"
-            )
+            raise no_weights(self.folder)
+        #: Tensors that belong to no language model.
+        self.left_aside: list[str] = []
         self._tensors: dict[str, Source] = {}
         self._used: set[str] = set()
         for file in self.files:
@@ -62,8 +60,14 @@ class Checkpoint:
         self._join_factors()
 
     def _open(self, file: Path) -> None:
-        for stored_name, tensor in _READERS[file.suffix](file).items():
+        refuse_pointer(file)
+        tensors = _READERS[file.suffix](file)
+        refuse_packed(self.folder, tensors)
+        for stored_name, tensor in tensors.items():
             name = self.layout.rename(stored_name)
+            if name is None:
+                self.left_aside.append(stored_name)
+                continue
             if name in self._tensors:
                 raise InvalidFile(
                     f"{file}: the tensor {stored_name} is there twice; keep the files of one copy "
@@ -78,6 +82,12 @@ class Checkpoint:
             numbers = self._tensors.get(weight)
             if numbers is not None and numbers.kind.startswith("F8"):
                 self._tensors[weight] = self._scaled(numbers, self._tensors.pop(name), name)
+        bare = [name for name, tensor in self._tensors.items() if tensor.kind.startswith("F8")]
+        if self.layout.block and bare:
+            raise InvalidFile(
+                f"{self.folder} lacks the factors of the float8 tensor {bare[0]}; download the "
+                "checkpoint again"
+            )
 
     def _scaled(self, numbers: Source, factors: Source, name: str) -> Scaled:
         """Factors are for blocks of the size that config names, for rows, or for all at once."""
@@ -91,7 +101,7 @@ class Checkpoint:
         if values.size == rows > 1:
             values, block = values.reshape(rows, 1), (1, columns)
         elif values.size > 1:
-            block = self.layout.block
+            block = self.layout.block or (128, 128)
         grid = tuple(-(-size // step) for size, step in zip((rows, columns), block, strict=True))
         if values.shape != grid and values.size != 1:
             raise InvalidFile(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,24 @@ _SMALLEST, _LARGEST = 1e-30, 1e30
 
 
 class Config:
-    """`config.json`; every reader raises InvalidFile naming the file and the key."""
+    """`config.json`; every reader raises InvalidFile naming the file and the key.
 
-    def __init__(self, path: Path, values: dict[str, Any]) -> None:
-        self.path, self.values = path, values
+    Keys are those of transformers; `names` has what the file calls some of them.
+    """
+
+    def __init__(
+        self, path: Path, values: dict[str, Any], names: Mapping[str, str] | None = None
+    ) -> None:
+        self.path, self.values, self._names = path, values, names or {}
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key; absent and null give the default."""
-        value = self.values.get(key)
+        value = self.values.get(self.name(key))
         return default if value is None else value
+
+    def name(self, key: str) -> str:
+        """What the file calls a key."""
+        return self._names.get(key, key)
 
     def count(self, key: str, default: Any = _REQUIRED) -> int:
         """A whole number from 1 to LARGEST_DIMENSION."""
@@ -52,18 +62,21 @@ class Config:
         value = self.get(key, default)
         if value not in choices:
             raise UnsupportedModel(
-                f"{self.path}: {key} is {value!r}; keelback runs {' or '.join(choices)}"
+                f"{self.path}: {self.name(key)} is {repr(value)[:80]}; keelback runs "
+                f"{' or '.join(choices)}"
             )
         return value
 
     def _required(self, key: str, default: Any) -> Any:
         value = self.get(key, default)
         if value is _REQUIRED:
-            raise InvalidFile(f"{self.path} lacks the key {key}; download the checkpoint again")
+            name = self.name(key)
+            raise InvalidFile(f"{self.path} lacks the key {name}; download the checkpoint again")
         return value
 
     def _bad(self, key: str, value: Any, wanted: str) -> InvalidFile:
-        return InvalidFile(f"{self.path}: {key} is {repr(value)[:80]}, not {wanted}")
+        name = self.name(key)
+        return InvalidFile(f"{self.path}: {name} is {repr(value)[:80]}, not {wanted}")
 
 
 def read_json_if_there(path: Path) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .mamba import add_ends
 from .plan import Part, Plan, negative_exp
-from .source import rows_of
 
 MODEL_TYPES = ("gated_deltanet",)
 
@@ -27,14 +26,15 @@ def plan(checkpoint: Checkpoint) -> Plan:
         raise UnsupportedModel(
             f"{config.path}: attn names attention layers, which keelback cannot run yet"
         )
-    if not config.flag("use_short_conv", True):
+    if config.get("attnres_block_size"):
         raise UnsupportedModel(
-            f"{config.path}: use_short_conv is off, which the architecture does not allow"
+            f"{config.path}: attnres_block_size asks for residuals that attend to earlier layers, "
+            "which keelback cannot run"
         )
     for key in ("hidden_act", "output_gate_activation"):
         config.one_of(key, "swish", "swish", "silu")
-    up_proj = checkpoint.require("model.layers.0.mlp.up_proj.weight")
-    result = Plan("gated-deltanet", _keys(config, rows_of(up_proj)))
+    down_proj = checkpoint.require("model.layers.0.mlp.down_proj.weight")
+    result = Plan("gated-deltanet", _keys(config, Part(down_proj).width))
     result.remark(
         "for keelback only: llama.cpp has no architecture for Gated DeltaNet without attention"
     )
@@ -53,14 +53,13 @@ def _keys(config: Config, d_ff: int) -> dict[str, Any]:
         raise InvalidFile(
             f"{config.path}: {heads} value heads of {d_value} do not go with num_heads {key_heads}"
         )
-    return {
+    keys = {
         "context_length": config.count("max_position_embeddings", 2048),
         "embedding_length": config.count("hidden_size"),
         "block_count": config.count("num_hidden_layers"),
         "feed_forward_length": d_ff,
         "attention.head_count": 0,
         "attention.layer_norm_rms_epsilon": config.number("norm_eps", 1e-6),
-        "ssm.conv_kernel": config.count("conv_size", 4),
         "ssm.inner_size": heads * int(d_value),
         "ssm.state_size": d_key,
         "ssm.group_count": key_heads,
@@ -68,19 +67,25 @@ def _keys(config: Config, d_ff: int) -> dict[str, Any]:
         "ssm.allow_neg_eigval": config.flag("allow_neg_eigval", False),
         "ssm.use_gate": config.flag("use_gate", True),
     }
+    if config.flag("use_short_conv", True):
+        keys["ssm.conv_kernel"] = config.count("conv_size", 4)
+    return keys
 
 
 def _add_mixer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     keys = result.keys
-    d_model, taps = keys["embedding_length"], keys["ssm.conv_kernel"]
+    d_model, taps = keys["embedding_length"], keys.get("ssm.conv_kernel")
     heads, d_inner = keys["ssm.time_step_rank"], keys["ssm.inner_size"]
     width = keys["ssm.group_count"] * keys["ssm.state_size"]
-    by_head = _tiled(keys["ssm.group_count"], heads, 1)
-    by_row = _tiled(keys["ssm.group_count"], heads, d_inner // heads)
     blk = f"blk.{i}"
 
     def need(name: str, *shape: int):
         return checkpoint.require(f"model.layers.{i}.attn.{name}", *shape)
+
+    # First of all: what config says of sizes is true only if the tensors have them.
+    a_log, out = need("A_log", heads), need("o_proj.weight", d_model, d_inner)
+    by_head = _tiled(keys["ssm.group_count"], heads, 1)
+    by_row = _tiled(keys["ssm.group_count"], heads, d_inner // heads)
 
     def joined(suffix: str, *columns: int) -> list[Part]:
         q, k = (Part(need(f"{part}_{suffix}", width, *columns)) for part in "qk")
@@ -89,23 +94,22 @@ def _add_mixer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     result.add(
         f"{blk}.attn_qkv.weight", (2 * width + d_inner, d_model), *joined("proj.weight", d_model)
     )
-    result.add(
-        f"{blk}.ssm_conv1d.weight", (2 * width + d_inner, taps), *joined("conv1d.weight", taps)
-    )
+    if taps is not None:
+        result.add(
+            f"{blk}.ssm_conv1d.weight", (2 * width + d_inner, taps), *joined("conv1d.weight", taps)
+        )
     if keys["ssm.use_gate"]:
         gate = Part(need("g_proj.weight", d_inner, d_model), rows=by_row)
         result.add(f"{blk}.attn_gate.weight", (d_inner, d_model), gate)
     for hf, gguf in (("a_proj", "ssm_alpha"), ("b_proj", "ssm_beta")):
         part = Part(need(f"{hf}.weight", heads, d_model), rows=by_head)
         result.add(f"{blk}.{gguf}.weight", (heads, d_model), part)
-    a_log = Part(need("A_log", heads), columns=by_head, function=negative_exp)
-    result.add(f"{blk}.ssm_a", (heads,), a_log)
+    result.add(f"{blk}.ssm_a", (heads,), Part(a_log, columns=by_head, function=negative_exp))
     result.add(f"{blk}.ssm_dt.bias", (heads,), Part(need("dt_bias", heads), columns=by_head))
     result.add(
         f"{blk}.ssm_norm.weight", (d_inner // heads,), need("o_norm.weight", d_inner // heads)
     )
-    out = Part(need("o_proj.weight", d_model, d_inner), columns=by_row)
-    result.add(f"{blk}.ssm_out.weight", (d_model, d_inner), out)
+    result.add(f"{blk}.ssm_out.weight", (d_model, d_inner), Part(out, columns=by_row))
 
 
 def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
@@ -114,9 +118,19 @@ def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     for hf, gguf in (("attn_norm", "attn_norm"), ("mlp_norm", "ffn_norm")):
         norm = checkpoint.require(f"{layer}.{hf}.weight", d_model)
         result.add(f"{blk}.{gguf}.weight", (d_model,), norm)
-    for part, *shape in (("gate", d_ff, d_model), ("up", d_ff, d_model), ("down", d_model, d_ff)):
-        matrix = checkpoint.require(f"{layer}.mlp.{part}_proj.weight", *shape)
-        result.add(f"{blk}.ffn_{part}.weight", tuple(shape), matrix)
+    up = checkpoint.find(f"{layer}.mlp.up_proj.weight", d_ff, d_model)
+    if up is not None:
+        gate = Part(checkpoint.require(f"{layer}.mlp.gate_proj.weight", d_ff, d_model))
+        parts = {"gate": gate, "up": Part(up)}
+    else:
+        # Before its first release the library kept both in one matrix.
+        fused = checkpoint.require(f"{layer}.mlp.gate_proj.weight", 2 * d_ff, d_model)
+        rows = np.arange(2 * d_ff).reshape(2, d_ff)
+        parts = {"gate": Part(fused, rows=rows[0]), "up": Part(fused, rows=rows[1])}
+    for name, part in parts.items():
+        result.add(f"{blk}.ffn_{name}.weight", (d_ff, d_model), part)
+    down = checkpoint.require(f"{layer}.mlp.down_proj.weight", d_model, d_ff)
+    result.add(f"{blk}.ffn_down.weight", (d_model, d_ff), down)
 
 
 def _tiled(key_heads: int, heads: int, width: int) -> np.ndarray:

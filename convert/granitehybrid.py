@@ -11,7 +11,7 @@ from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .mamba import CONTEXT_LENGTH, add_ends
-from .mamba2 import add_mixer
+from .mamba2 import add_mixer, remark_limit
 from .plan import Part, Plan
 from .source import Source
 
@@ -48,6 +48,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
             f"for keelback only: the inner size {keys['ssm.inner_size']} is not twice the hidden "
             f"size {d_model}"
         )
+    remark_limit(result, config)
     last = "model.final_layernorm.weight" if bamba else "model.norm.weight"
     add_ends(result, checkpoint, "model.embed_tokens.weight", last)
     for i in range(keys["block_count"]):
@@ -87,14 +88,14 @@ def _attention_keys(config: Config, d_model: int) -> dict[str, Any]:
 def _layer_types(config: Config) -> list[bool]:
     """For each layer, whether it is one of attention."""
     count = config.count("num_hidden_layers")
-    types = config.get("layer_types", config.get("layers_block_type"))
+    types, name = config.get("layer_types"), config.name("layer_types")
     if types is not None:
         if not isinstance(types, list) or len(types) != count:
-            raise InvalidFile(f"{config.path}: layer_types does not name {count} layers")
+            raise InvalidFile(f"{config.path}: {name} does not name {count} layers")
         for kind in types:
             if kind not in (*_ATTENTION, *_MAMBA):
                 raise UnsupportedModel(
-                    f"{config.path}: layer_types names {str(kind)[:40]!r}; keelback runs "
+                    f"{config.path}: {name} names {str(kind)[:40]!r}; keelback runs "
                     "attention and mamba"
                 )
         return [kind in _ATTENTION for kind in types]
@@ -110,9 +111,9 @@ def _layer_types(config: Config) -> list[bool]:
 def _position_keys(config: Config, bamba: bool) -> dict[str, Any]:
     """Rotary positions, or none: then nothing ends at a length, and llama.cpp says 2^20."""
     head = config.count("hidden_size") // config.count("num_attention_heads", 32)
-    rope = config.get("rope_parameters", config.get("rope_scaling", {}))
+    rope = config.get("rope_parameters", {})
     if not isinstance(rope, dict):
-        raise InvalidFile(f"{config.path}: rope_parameters is no object")
+        raise InvalidFile(f"{config.path}: {config.name('rope_parameters')} is no object")
     kind = config.get("position_embedding_type", "rope" if bamba else "nope")
     if kind not in ("rope", "nope"):
         raise UnsupportedModel(
@@ -147,7 +148,9 @@ def _partial_rotation(config: Config, rope: Config, head: int) -> dict[str, int]
     llama.cpp turns the right values if only those are rearranged for it; its own converter
     rearranges whole heads, so a key of ours tells the two kinds of file apart.
     """
-    count = int(head * rope.number("partial_rotary_factor", 0.5))
+    # transformers 4 has it beside the rotary parameters.
+    factor = config.number("partial_rotary_factor", 0.5)
+    count = int(head * rope.number("partial_rotary_factor", factor))
     if config.count("attn_rotary_emb", count) != count or count % 2 or not 0 < count <= head:
         raise UnsupportedModel(
             f"{config.path}: attn_rotary_emb is {config.get('attn_rotary_emb')}, where "

@@ -1,53 +1,187 @@
-"""The layouts in which checkpoints of one model are found, brought to the one of transformers."""
+"""The layouts in which checkpoints of one model are found, brought to the one of transformers.
+
+Sources: mamba_ssm (MambaConfig, Mamba, Mamba2), mistral_inference (params.json), the mamba and
+mamba2 of flash-linear-attention, and the releases 4 and 5 of transformers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .config import Config, read_json
+from .places import no_config
+from .refusals import float8_block, refuse_adapter
+
+#: Keys that have had another name in transformers or have one in flash-linear-attention.
+_SPELLINGS = {
+    "layer_norm_epsilon": "norm_eps", "time_step_rank": "dt_rank", "time_step_limit": "dt_limit",
+    "layer_types": "layers_block_type", "rope_parameters": "rope_scaling",
+}  # fmt: skip
+_MAMBA_SSM = {
+    "hidden_size": "d_model", "num_hidden_layers": "n_layer", "expand": "ssm_cfg.expand",
+    "state_size": "ssm_cfg.d_state", "conv_kernel": "ssm_cfg.d_conv",
+    "time_step_rank": "ssm_cfg.dt_rank", "time_step_limit": "ssm_cfg.dt_limit",
+    "head_dim": "ssm_cfg.headdim", "n_groups": "ssm_cfg.ngroups",
+}  # fmt: skip
+_MISTRAL = {"hidden_size": "dim", "num_hidden_layers": "n_layers"}
+
+#: Options that make another model: the value that keelback runs, which is also the default.
+_MAMBA_SSM_FIXED = {
+    "rms_norm": True, "d_intermediate": 0, "attn_layer_idx": [], "ssm_cfg.rmsnorm": True,
+    "ssm_cfg.norm_before_gate": False, "ssm_cfg.D_has_hdim": False, "ssm_cfg.d_ssm": None,
+}  # fmt: skip
+_FLA_FIXED = {"rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False}
+
+#: Where a model of several kinds of input keeps the config of its language model.
+_WRAPPED = ("text_config", "llm_config", "language_config")
+_OWN_TO_WRAPPERS = {"model_type", "architectures"}
+
+#: The model_type of the classes of configs that do not name it.
+_CLASSES = {
+    "MambaForCausalLM": "mamba", "FalconMambaForCausalLM": "falcon_mamba",
+    "Mamba2ForCausalLM": "mamba2", "GatedDeltaNetForCausalLM": "gated_deltanet",
+    "GraniteMoeHybridForCausalLM": "granitemoehybrid", "BambaForCausalLM": "bamba",
+}  # fmt: skip
+
+#: What the tensors of a language model may begin with, and what their names begin with then.
+_OUTER = ("model.", "backbone.", "language_model.", "text_model.", "module.", "_orig_mod.")
+_INNER = ("embeddings", "embed_tokens", "layers", "norm_f", "norm", "final_layernorm")
+#: Types whose tensors transformers calls `backbone.`; those of others are `model.`.
+_BACKBONES = ("mamba", "falcon_mamba", "mamba2")
+#: Layers that guess several tokens ahead, which no model needs to run.
+_MTP = "mtp"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How a checkpoint is to be read: its config and its tensors' names as transformers has them.
 
-    block: rows and columns that share a factor in a float8 matrix.
+    rename: None for a tensor that is no part of the language model. block: rows and columns that
+    share a factor in a float8 matrix; None where config speaks of no such matrices.
     """
 
     config: Config
-    rename: Callable[[str], str] = str
-    block: tuple[int, int] = (128, 128)
+    rename: Callable[[str], str | None]
+    block: tuple[int, int] | None
 
 
 def recognise(folder: Path) -> Layout:
     """The layout of a checkpoint's folder.
 
-    Raises InvalidFile for a folder without config, UnsupportedModel for adapters and for weights
-    that are quantized in a way that cannot be converted.
+    Raises InvalidFile for a folder without config, UnsupportedModel for adapters, for weights that
+    are quantized in a way that cannot be converted, and for options that make another model.
     """
-    path = folder / "config.json"
-    if not path.exists():
-        if (folder / "adapter_config.json").exists():
+    refuse_adapter(folder)
+    path, original, wrapped = folder / "config.json", folder / "params.json", False
+    if path.exists():
+        values = read_json(path)
+        inner = next((values[key] for key in _WRAPPED if values.get(key)), None)
+        if isinstance(inner, dict):
+            wrapped = True
+            values = {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
+        config = (_mamba_ssm if _is_mamba_ssm(values) else _transformers)(path, values)
+    elif original.exists():
+        config = _mistral(original, read_json(original))
+    else:
+        raise no_config(folder)
+    root = "backbone." if config.get("model_type") in _BACKBONES else "model."
+    block = float8_block(folder, config.values)
+    return Layout(config, partial(_renamed, root, wrapped), block)
+
+
+def _is_mamba_ssm(values: dict[str, Any]) -> bool:
+    """Files of transformers may have mamba_ssm's keys beside their own."""
+    described = "model_type" in values and "ssm_cfg" not in values
+    return "d_model" in values and "hidden_size" not in values and not described
+
+
+def _transformers(path: Path, values: dict[str, Any]) -> Config:
+    """The config of transformers, or of flash-linear-attention, which has classes of its names."""
+    names = {
+        ours: theirs
+        for ours, theirs in _SPELLINGS.items()
+        if values.get(ours) is None and theirs in values
+    }
+    classes = values.get("architectures")
+    if values.get("model_type") is None and isinstance(classes, list):
+        known = [_CLASSES[name] for name in map(str, classes) if name in _CLASSES]
+        values = {**values, "model_type": known[0] if known else None}
+    config = Config(path, values, names)
+    if config.get("model_type") == "mamba2" and "fuse_norm" in values:
+        values["n_groups"] = config.count("n_groups", 1)
+        _demand(config, _FLA_FIXED)
+        if "rmsnorm" not in values and values["n_groups"] > 1:
             raise UnsupportedModel(
-                f"{folder} holds an adapter (LoRA); merge it into its base model first"
+                f"{path}: n_groups is {values['n_groups']}, and flash-linear-attention before 0.5 "
+                "normalised all groups as one; keelback runs models whose groups are apart"
             )
-        raise InvalidFile(f"{folder} has no config.json; it is no Hugging Face checkpoint")
-    values = read_json(path)
-    return Layout(Config(path, values), block=_block(folder, values))
+    return config
 
 
-def _block(folder: Path, values: dict[str, Any]) -> tuple[int, int]:
-    """The blocks of float8 matrices; other quantizations are refused."""
-    quantized = values.get("quantization_config") or values.get("quantization") or {}
-    method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-    if quantized and method != "fp8":
+def _mamba_ssm(path: Path, values: dict[str, Any]) -> Config:
+    """mamba_ssm's config, in which a missing key stands for the default of its layers."""
+    layers = values.get("ssm_cfg") or {}
+    if not isinstance(layers, dict):
+        raise InvalidFile(f"{path}: ssm_cfg is no object; download the checkpoint again")
+    values = {**values, **{f"ssm_cfg.{key}": value for key, value in layers.items()}}
+    config = Config(path, values, _MAMBA_SSM)
+    second = config.one_of("ssm_cfg.layer", "Mamba1", "Mamba1", "Mamba2") == "Mamba2"
+    _demand(config, _MAMBA_SSM_FIXED)
+    values["model_type"] = "mamba2" if second else "mamba"
+    if second:
+        values |= {"ssm_cfg.ngroups": config.count("n_groups", 1), "num_heads": _heads(config)}
+    return config
+
+
+def _mistral(path: Path, values: dict[str, Any]) -> Config:
+    """Mistral's config, which leaves most of what mamba_ssm can do at its defaults."""
+    config = Config(path, values, _MISTRAL)
+    if config.get("model_type") != "mamba":
         raise UnsupportedModel(
-            f"{folder} is quantized already ({method}); convert the original checkpoint, "
-            "and choose a smaller type with --outtype"
+            f"{path} describes a transformer; take a recurrent model, or llama.cpp for this one"
         )
-    rows, columns = quantized.get("weight_block_size") or (128, 128)
-    return rows, columns
+    _demand(config, {"rms_norm": True})
+    values |= {"n_groups": config.count("n_groups", 1), "num_heads": _heads(config)}
+    values["model_type"] = "mamba2"
+    return config
+
+
+def _heads(config: Config) -> int:
+    """mamba_ssm makes as many heads of head_dim as fit its inner size."""
+    inner = config.count("expand", 2) * config.count("hidden_size")
+    width = config.count("head_dim", 64)
+    if inner % width:
+        raise InvalidFile(
+            f"{config.path}: an inner size of {inner} cannot be cut into heads of {width}; "
+            "download the checkpoint again"
+        )
+    return inner // width
+
+
+def _demand(config: Config, fixed: dict[str, Any]) -> None:
+    for key, only in fixed.items():
+        if (value := config.get(key, only)) != only:
+            runs = "with" if only else "without"
+            raise UnsupportedModel(
+                f"{config.path}: {key} is {repr(value)[:80]}; keelback runs models {runs} it"
+            )
+
+
+def _renamed(root: str, wrapped: bool, name: str) -> str | None:
+    """The name that transformers gives a tensor, or None for one that is left aside."""
+    bare = name
+    while bare.startswith(_OUTER):
+        bare = bare.partition(".")[2]
+    first, _, rest = bare.partition(".")
+    if first == "embedding":
+        first = "embeddings"
+    if first in _INNER:
+        return f"{root}{first}.{rest}"
+    if first == "lm_head":
+        return bare
+    return None if wrapped or first == _MTP else name

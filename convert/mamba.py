@@ -1,4 +1,4 @@
-"""Hugging Face `mamba` and `falcon_mamba` to GGUF `mamba`."""
+"""Hugging Face `mamba` and `falcon_mamba` to GGUF `mamba`, and what its kin share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     config.one_of("hidden_act", "silu", "silu", "swish")
     d_model, layers = config.count("hidden_size"), config.count("num_hidden_layers")
     given = config.get("intermediate_size") is not None
-    d_inner = config.count("intermediate_size") if given else config.count("expand", 2) * d_model
+    expanded = max(1, int(config.number("expand", 2) * d_model))
+    d_inner = config.count("intermediate_size") if given else expanded
     automatic = config.get("time_step_rank", "auto") == "auto"
     rank = math.ceil(d_model / 16) if automatic else config.count("time_step_rank")
     keys = {

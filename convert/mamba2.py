@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
+from .config import Config
 from .mamba import CONTEXT_LENGTH, add_conv, add_ends, add_projection_biases
 from .plan import Part, Plan, negative_exp
 
@@ -34,10 +37,21 @@ def plan(checkpoint: Checkpoint) -> Plan:
         result.remark(
             f"for keelback only: the inner size {d_inner} is not twice the hidden size {d_model}"
         )
+    remark_limit(result, config)
     add_ends(result, checkpoint, "backbone.embeddings.weight", "backbone.norm_f.weight")
     for i in range(layers):
         _add_layer(result, checkpoint, i)
     return result
+
+
+def remark_limit(result: Plan, config: Config) -> None:
+    """Time steps that are limited: transformers and mamba_ssm do so in prompts, and only there."""
+    limit = config.get("time_step_limit")
+    if limit is not None and limit != [0.0, math.inf]:
+        result.remark(
+            f"{config.name('time_step_limit')} is {str(limit)[:40]}, which is left out: keelback "
+            "and llama.cpp limit no time steps"
+        )
 
 
 def _add_layer(result: Plan, checkpoint: Checkpoint, i: int) -> None:

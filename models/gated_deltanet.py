@@ -1,6 +1,7 @@
 """Gated DeltaNet: a decaying matrix state that erases what a key held before it writes anew.
 
-Source: arXiv 2412.06464, with the short convolutions and the output gate of flash-linear-attention.
+Source: arXiv 2412.06464, with the short convolutions and the output gate of flash-linear-attention,
+of which a model may lack either.
 """
 
 from __future__ import annotations
@@ -42,13 +43,16 @@ def _mixer(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value) -> Value:
     d_key = p.count("ssm.state_size")
     d_inner = p.count("ssm.inner_size")
     d_value = p.divide(d_inner, "ssm.time_step_rank", heads)
-    taps = p.count("ssm.conv_kernel")
+    taps = p.count("ssm.conv_kernel", None)
     eps = p.number("attention.layer_norm_rms_epsilon")
     keys = key_heads * d_key
 
     qkv = g.linear(x, blk.attn_qkv, width=2 * keys + d_inner)
-    window = g.state(f"blk.{i}.conv", taps - 1, 2 * keys + d_inner)
-    qkv = g.causal_conv(qkv, window, blk.ssm_conv1d, taps=taps, silu=1)
+    if taps is None:
+        qkv = g.silu(qkv)
+    else:
+        window = g.state(f"blk.{i}.conv", taps - 1, 2 * keys + d_inner)
+        qkv = g.causal_conv(qkv, window, blk.ssm_conv1d, taps=taps, silu=1)
     q, k, v = g.split(qkv, keys, keys, d_inner)
     q = g.l2_norm(q, eps=L2_EPS, groups=key_heads, scale=d_key**-0.5)
     k = g.l2_norm(k, eps=L2_EPS, groups=key_heads, scale=1.0)

@@ -129,8 +129,8 @@ def test_sampling_defaults_travel(checkpoint: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "llama"}, "model_type 'llama' is not known"),
-        ({"model_type": ...}, "model_type None is not known"),
+        ({"model_type": "unheard_of"}, "model_type 'unheard_of' is not known"),
+        ({"model_type": ..., "architectures": ...}, "model_type 'None' is not known"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantized already \(gptq\)"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"hidden_size": ...}, "lacks the key hidden_size"),
@@ -150,6 +150,13 @@ def test_attention_layers_of_gated_deltanet_are_refused(tmp_path: Path):
     folder = tiny.write_checkpoint("gdn-gate", tmp_path / "gdn")
     with pytest.raises(keelback.UnsupportedModel, match="attention layers"):
         convert(edit(folder, attn={"layers": [1]}), tmp_path / "out.gguf")
+
+
+@pytest.mark.parametrize("expand", [1 << 70, 1e9])
+def test_sizes_that_no_tensor_has_are_refused_before_they_are_used(tmp_path: Path, expand: float):
+    folder = tiny.write_checkpoint("gdn-gate", tmp_path / "gdn")
+    with pytest.raises(keelback.InvalidFile, match=r"o_proj\.weight has the shape"):
+        convert(edit(folder, expand_v=expand), tmp_path / "out.gguf")
 
 
 def test_folders_that_are_no_checkpoint_get_a_sentence(checkpoint: Path, tmp_path: Path):

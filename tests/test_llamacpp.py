@@ -57,7 +57,7 @@ GENERAL = {
 }
 # -exp(A_log): NumPy's exp and torch's differ in the last bit. Of a float16 checkpoint llama.cpp's
 # converter takes it in float16, half a unit in the eleventh bit off.
-A_TOLERANCE = {"float32": 3e-7, "float16": 6e-4}
+A_TOLERANCE = {"float32": 3e-7, "bfloat16": 3e-7, "float16": 6e-4}
 
 # llama.cpp's own converter, unchanged but for two things it cannot do: it puts a vocabulary of
 # 50,000 tokens into a model that has no tokenizer, and it knows pre-tokenizers only by a hash of

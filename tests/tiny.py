@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+import tiny_files
+from tiny_files import Raw
 from tiny_shapes import SHAPES
 
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _TAGS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
@@ -31,6 +32,8 @@ class Variant:
     shards: int = 1
     # Part of a tensor name -> factor: small activations make the eps inside a norm visible.
     gain: dict[str, float] = field(default_factory=dict)
+    # Rows and columns of the blocks in which the projections of layers were float8 once.
+    float8: tuple[int, int] | None = None
 
 
 _COMMON: dict[str, Any] = {
@@ -131,11 +134,12 @@ _DEFAULTS = {
 }
 
 VARIANTS: dict[str, Variant] = {}
+_OF_VARIANT = ("dtype", "shards", "gain", "float8")
 
 
 def _add(model_type: str, name: str, hidden: int, vocab: int, **over: Any) -> None:
     """Register a checkpoint: its family's defaults with some values replaced."""
-    extra = {key: over.pop(key) for key in ("dtype", "shards", "gain") if key in over}
+    extra = {key: over.pop(key) for key in _OF_VARIANT if key in over}
     config = _DEFAULTS[model_type] | over
     config |= {"model_type": model_type, "hidden_size": hidden, "vocab_size": vocab}
     if model_type in ("mamba", "falcon_mamba"):  # transformers stores the product too
@@ -177,6 +181,15 @@ _add("mamba2", "mamba2-q8", 96, 97, num_heads=12, head_dim=16, n_groups=2,
 # 256 columns: the smallest matrices that the K-quants (super-blocks of 256) apply to.
 _add("mamba2", "mamba2-k256", 256, 67, num_heads=8, head_dim=64, n_groups=2, state_size=24)
 
+# What mamba_ssm and Codestral do not say in their configs: heads of 64, states of 128.
+_add("mamba2", "mamba2-silent", 32, 56, num_heads=1, head_dim=64, n_groups=1, state_size=128,
+     tie_word_embeddings=True)
+_add("mamba2", "mamba2-codestral", 64, 61, num_heads=2, head_dim=64, n_groups=2, state_size=128,
+     num_hidden_layers=3, dtype="bfloat16")
+_add("mamba2", "mamba2-float8", 40, 61, num_heads=10, head_dim=8, n_groups=2, float8=(16, 12))
+
+_add("mamba", "mamba-float8", 40, 59, float8=(1, 4096))
+
 _add("gated_deltanet", "gdn-gate", 40, 61, num_heads=2, head_dim=12)
 _add("gated_deltanet", "gdn-nogate", 44, 67, num_heads=3, head_dim=8, expand_v=1.0,
      use_gate=False, conv_size=3, intermediate_size=None, tie_word_embeddings=True)
@@ -189,6 +202,10 @@ _add("gated_deltanet", "gdn-gva", 52, 71, num_heads=2, head_dim=8, num_v_heads=6
 _add("gated_deltanet", "gdn-q8", 96, 97, num_heads=3, head_dim=32, intermediate_size=160)
 _add("gated_deltanet", "gdn-bf16", 40, 67, num_heads=4, head_dim=10, expand_v=1,
      num_hidden_layers=3, dtype="bfloat16")
+
+_add("gated_deltanet", "gdn-noconv", 40, 61, num_heads=2, head_dim=12, num_v_heads=4,
+     use_short_conv=False)
+_add("gated_deltanet", "gdn-float8", 40, 61, num_heads=2, head_dim=12, float8=(4096, 4096))
 
 _add("granitemoehybrid", "granite-dense", 40, 61, num_attention_heads=5, num_key_value_heads=1,
      mamba_n_heads=10, mamba_d_head=8, intermediate_size=52, shared_intermediate_size=52)
@@ -246,38 +263,34 @@ def _draw(variant: Variant, name: str, shape: tuple[int, ...]) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def _bf16_bits(values: np.ndarray) -> np.ndarray:
-    """float32 -> uint16 bit patterns of bfloat16, to nearest, ties to even (no NaN here)."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
-
-
-def _encode(values: np.ndarray, dtype: str) -> bytes:
-    if dtype == "bfloat16":
-        return _bf16_bits(values).astype("<u2").tobytes()
-    return values.astype("<f2" if dtype == "float16" else "<f4").tobytes()
-
-
-def _decode(raw: bytes, dtype: str) -> np.ndarray:
-    if dtype == "bfloat16":
-        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-    return np.frombuffer(raw, "<f2" if dtype == "float16" else "<f4").astype(np.float32)
+def is_float8(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of a variant with `float8` is made of such numbers: the projections are."""
+    return len(shape) == 2 and "layers" in name and name.endswith("proj.weight")
 
 
 def _tensors(variant: Variant) -> dict[str, np.ndarray]:
     shapes = dict(SHAPES[variant.model_type](variant.config))
     if not variant.config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (variant.config["vocab_size"], variant.config["hidden_size"])
-    return {name: _draw(variant, name, shape) for name, shape in shapes.items()}
+    tensors = {name: _draw(variant, name, shape) for name, shape in shapes.items()}
+    if variant.float8:
+        for name, shape in shapes.items():
+            if is_float8(name, shape):
+                numbers, factors = tiny_files.float8(tensors[name], variant.float8)
+                tensors[name] = tiny_files.dequantized(numbers, factors, variant.float8)
+    return tensors
+
+
+def stored(name: str) -> dict[str, Raw]:
+    """The tensors of a checkpoint in the type that the variant has on disk."""
+    variant = VARIANTS[name]
+    kind = _TAGS[variant.dtype]
+    return {key: tiny_files.raw(values, kind) for key, values in _tensors(variant).items()}
 
 
 def weights(name: str) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint as they come back from disk: rounded, then float32."""
-    dtype = VARIANTS[name].dtype
-    return {
-        key: _decode(_encode(values, dtype), dtype).reshape(values.shape)
-        for key, values in _tensors(VARIANTS[name]).items()
-    }
+    return {key: tiny_files.read(tensor) for key, tensor in stored(name).items()}
 
 
 def ids(name: str, length: int) -> np.ndarray:
@@ -286,40 +299,20 @@ def ids(name: str, length: int) -> np.ndarray:
     return (rng.random_sample(length) * VARIANTS[name].config["vocab_size"]).astype(np.int64)
 
 
-def _write_safetensors(path: Path, tensors: dict[str, np.ndarray], dtype: str) -> int:
-    """Write one safetensors file by hand (its NumPy interface has no bfloat16)."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name, values in tensors.items():
-        end = at + values.size * _BYTES[dtype]
-        shape = list(values.shape)
-        header[name] = {"dtype": _TAGS[dtype], "shape": shape, "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    body = b"".join(_encode(values, dtype) for values in tensors.values())
-    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
-    return at
+def write_config(folder: Path, config: dict[str, Any], file: str = "config.json") -> None:
+    """A config, as transformers writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config, indent=2, sort_keys=True)
+    (folder / file).write_text(text + "\n", encoding="utf-8")
 
 
 def write_checkpoint(name: str, folder: Path) -> Path:
     """Write config.json and the safetensors file or files of one variant; returns the folder."""
     variant = VARIANTS[name]
-    folder.mkdir(parents=True, exist_ok=True)
-    config = json.dumps(variant.config | {"dtype": variant.dtype}, indent=2, sort_keys=True)
-    (folder / "config.json").write_text(config + "\n", encoding="utf-8")
-    tensors = _tensors(variant)
+    write_config(folder, variant.config | {"dtype": variant.dtype})
     if variant.shards == 1:
-        _write_safetensors(folder / "model.safetensors", tensors, variant.dtype)
-        return folder
-    total, where = 0, dict[str, str]()
-    names = list(tensors)
-    for i in range(variant.shards):
-        part = names[i * len(names) // variant.shards : (i + 1) * len(names) // variant.shards]
-        file = f"model-{i + 1:05d}-of-{variant.shards:05d}.safetensors"
-        total += _write_safetensors(folder / file, {n: tensors[n] for n in part}, variant.dtype)
-        where |= dict.fromkeys(part, file)
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    text = json.dumps(index, indent=2, sort_keys=True)
-    (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
+        tiny_files.write_safetensors(folder / "model.safetensors", stored(name))
+    else:
+        form = tiny_files.SAFETENSORS
+        tiny_files.write_shards(folder, stored(name), form, variant.shards)
     return folder

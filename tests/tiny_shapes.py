@@ -65,7 +65,8 @@ def _gdn_shapes(c: dict[str, Any]) -> Shapes:
         yield at + "attn_norm.weight", (hidden,)
         for part, rows in (("q", key), ("k", key), ("v", value)):
             yield at + f"attn.{part}_proj.weight", (rows, hidden)
-            yield at + f"attn.{part}_conv1d.weight", (rows, 1, c["conv_size"])
+            if c["use_short_conv"]:
+                yield at + f"attn.{part}_conv1d.weight", (rows, 1, c["conv_size"])
         yield at + "attn.a_proj.weight", (v_heads, hidden)
         yield at + "attn.b_proj.weight", (v_heads, hidden)
         yield at + "attn.A_log", (v_heads,)

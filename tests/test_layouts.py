@@ -1,0 +1,48 @@
+"""Checkpoints in every layout: the same file from all layouts of a model, and its logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import keelback
+import tiny
+import tiny_layouts
+from keelback.convert import convert
+from keelback.kernels.formats.gguf import GGUF
+from tiny_layouts import LAYOUTS
+
+GOLDEN = Path(__file__).parent / "golden"
+TOLERANCE = 1e-4
+
+
+def contents(path: Path, layout: tiny_layouts.Layout) -> tuple[dict[str, object], dict[str, tuple]]:
+    """Metadata but for the name, and all of every tensor."""
+    file, config = GGUF(path), layout.config(tiny.VARIANTS[layout.variant].config)
+    # Neither mamba_ssm nor Mistral says in a config which tokens begin and end a text.
+    unsaid = ("general.name", *(["_token_id"] if "eos_token_id" not in config else []))
+    pairs = {key: value for key, value in file.metadata.items() if not key.endswith(unsaid)}
+    tensors = file.tensors.values()
+    return (
+        {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in pairs.items()},
+        {t.name: (t.shape, t.block.name, file.data(t).tobytes()) for t in tensors},
+    )
+
+
+def test_there_are_as_many_layouts_as_promised():
+    assert len(LAYOUTS) >= 25
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_gives_the_file_of_its_model_and_the_logits_of_the_reference(
+    name: str, tiny_file, tmp_path: Path
+):
+    layout = LAYOUTS[name]
+    path = convert(tiny_layouts.write(layout, tmp_path), tmp_path / "out.gguf", "f32")
+    assert contents(path, layout) == contents(tiny_file(layout.variant, "f32"), layout)
+    golden = np.load(GOLDEN / f"{layout.variant}.npz")
+    logits, _ = keelback.load(path).forward(golden["ids"], logits="all")
+    errors = np.linalg.norm(logits - golden["logits"], axis=1)
+    assert (errors < TOLERANCE * np.linalg.norm(golden["logits"], axis=1)).all()
