@@ -5,9 +5,26 @@ Every message is a sentence that names the file, the key or the tensor, and the 
 
 from __future__ import annotations
 
+#: Characters of a message that are kept, at its beginning and at its end.
+_BEGINNING, _END = 1200, 400
+
+
+def printable(text: str) -> str:
+    """A text that may quote a stranger's, with what could steer a terminal spelled out."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
 
 class KeelbackError(Exception):
     """Something the user can mend; the command line prints it and exits with status 1."""
+
+    def __init__(self, message: str) -> None:
+        # A key or a name of a hostile file may be as long as the file.
+        if len(message) > _BEGINNING + _END:
+            message = f"{message[:_BEGINNING]} [...] {message[-_END:]}"
+        super().__init__(printable(message))
 
 
 class InvalidFile(KeelbackError):
