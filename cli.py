@@ -9,6 +9,7 @@ import secrets
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import click
 
 from .engine.options import (
     bench_options,
+    chat_options,
     memory_options,
     model_options,
     plan_options,
@@ -77,6 +79,7 @@ def main() -> None:
     help="Tokens to write; -1: no limit.",
 )
 @click.option("-s", "--seed", type=int, help="Seed of the random choices; -1 or none: a new one.")
+@chat_options
 @sampling_options
 @click.option(
     "--logit-bias",
@@ -103,17 +106,19 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
 
     The prompt is read from standard input when that is piped.
     """
+    from .engine.chat import turn_encoder
     from .engine.terminal import ctrl_c, saving
 
     path, prompt = _arguments(model, prompt, options)
     text = _text(prompt, options, needed=not options["state_in"])
     began = time.perf_counter()
     session, loaded = _session(path, options), time.perf_counter()
+    encode = turn_encoder(session.model, options) or session.encode
     meter = Meter(session, loaded - began)
     limit = None if options["limit"] < 0 else options["limit"]
     with ctrl_c(session) as pressed, saving(session, options["state_out"]):
         if text:
-            meter.read(text)
+            meter.read(text, encode)
         meter.write(limit, flush=not options["state_out"])
     click.echo()
     click.echo(meter.line(), err=True)
@@ -127,11 +132,11 @@ class Meter:
         self.session, self.load_seconds = session, load_seconds
         self.prompt_tokens, self.prompt_seconds, self.seconds = 0, 0.0, 0.0
 
-    def read(self, text: str) -> None:
+    def read(self, text: str, encode: Callable[[str], list[int]]) -> None:
         """Feed the prompt, with a progress bar when it takes more than a moment."""
         began, before = time.perf_counter(), self.session.state.position
         try:
-            ids = self.session.encode(text)
+            ids = encode(text)
             with bar("reading") as report:
                 self.session.feed(ids, progress=lambda done: report(done, len(ids)))
         finally:
@@ -200,7 +205,8 @@ def info(model: str | None, model_option: str | None, as_json: bool) -> None:
         return
     for name, value in facts.items():
         if name == "tensors":
-            value = "\n".join(f"  {t['name']:32} {t['type']:6} {t['shape']}" for t in value)
+            rows = (f"  {shown(t['name']):32} {t['type']:6} {t['shape']}" for t in value)
+            value = "\n".join(rows)
             click.echo(f"{name}:\n{value}")
         else:
             click.echo(f"{name.replace('_', ' '):18} {shown(value)}")

@@ -19,15 +19,20 @@ from .session import Session
 def read_prompt(text: str | None, file: str | None, needed: bool) -> str:
     """The prompt from the command line, a file or a pipe; InvalidInput without any."""
     if file is not None:
-        try:
-            text = _decoded(Path(file).read_bytes(), file)
-        except OSError as error:
-            raise InvalidInput(f"{file} cannot be read ({error.strerror})") from None
+        text = read_file(file)
     elif text is None and _piped(sys.stdin):
         text = _decoded(sys.stdin.buffer.read(), "the standard input")
     if needed and not text:
         raise InvalidInput("the prompt is empty; give some text with -p, -f or through a pipe")
     return text or ""
+
+
+def read_file(file: str) -> str:
+    """The text of a file that the user named; InvalidInput where it cannot be read."""
+    try:
+        return _decoded(Path(file).read_bytes(), file)
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read ({error.strerror})") from None
 
 
 def _piped(stream: Any) -> bool:
