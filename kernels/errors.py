@@ -5,6 +5,10 @@ Every message is a sentence that names the file, the key or the tensor, and the 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 #: Characters of a message that are kept, at its beginning and at its end.
 _BEGINNING, _END = 1200, 400
 
@@ -41,3 +45,21 @@ class InvalidInput(KeelbackError, ValueError):
 
 class NumericalError(KeelbackError, ArithmeticError):
     """A forward pass produced logits that are not finite."""
+
+
+def refuse_panics(reader: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a library's panic over a file an InvalidFile that names the reader's first argument.
+
+    Libraries in Rust panic where they were not written for a file; no `except Exception` sees it.
+    """
+
+    @functools.wraps(reader)
+    def guarded(path: Any, *arguments: Any) -> Any:
+        try:
+            return reader(path, *arguments)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise InvalidFile(f"{path} is damaged ({error}); download it again") from None
+
+    return guarded
