@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from random import Random
 
@@ -37,7 +38,7 @@ def test_inputs_that_found_something_stay_harmless(target: str):
 
 #: A worker whose inputs end badly in every way, and well in between.
 BAD = """
-import ctypes, os, time
+import ctypes, os, signal
 import worker
 from keelback.kernels.errors import InvalidFile
 
@@ -52,7 +53,9 @@ class Bad:
         if what == b"crash": ctypes.string_at(0)
         if what == b"loop":
             while True: pass
-        if what == b"sleep": ctypes.CDLL(None).sleep(600)
+        if what == b"deaf":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            while True: pass
         if what == b"memory": bytes(3 << 30)
 
 worker.SECONDS = 1
@@ -62,23 +65,24 @@ worker.main()
 
 
 def test_every_bad_end_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "worker.py").write_text(BAD)
-    monkeypatch.setattr(fuzz, "WORKER", tmp_path / "worker.py")
+    (tmp_path / "bad_worker.py").write_text(BAD)
+    monkeypatch.setattr(fuzz, "WORKER", tmp_path / "bad_worker.py")
     monkeypatch.setattr(fuzz, "CORPUS", tmp_path / "corpus")
     monkeypatch.setattr(fuzz, "PATIENCE", 4)
-    monkeypatch.setenv("PYTHONPATH", str(fuzz.HERE))
-    ends = ["fine", "refuse", "raise", "exit", "crash", "fine", "loop", "sleep", "memory", "fine"]
+    paths = [str(fuzz.HERE), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    ends = ["fine", "refuse", "raise", "exit", "crash", "fine", "loop", "deaf", "memory", "fine"]
     files = [tmp_path / f"{at}" for at in range(len(ends))]
     for file, end in zip(files, ends, strict=True):
         file.write_bytes(end.encode())
     report = fuzz.replay("bad", files)
     assert report.ends == {"taken": 3, "refused": 1, "found": 6}
     assert [content.decode() for _, content in report.finds] == [
-        "raise", "exit", "crash", "loop", "sleep", "memory",
+        "raise", "exit", "crash", "loop", "deaf", "memory",
     ]  # fmt: skip
     said = dict((content.decode(), text) for text, content in report.finds)
     assert said["raise"].startswith("KeyError: 'x' at ") and "Hang" in said["loop"]
-    assert "status -11" in said["crash"] and "status -9" in said["sleep"]
+    assert "status -11" in said["crash"] and "status -9" in said["deaf"]
     assert said["memory"].startswith("MemoryError")
     assert len(fuzz.keep("bad", report)) == len(report.distinct()) == 6
 

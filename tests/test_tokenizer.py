@@ -430,3 +430,18 @@ def test_a_checkpoints_files_are_its_own_and_of_a_size(tmp_path: Path, monkeypat
     monkeypatch.setattr(convert_config, "_LARGEST_FILE", 100)
     with pytest.raises(InvalidFile, match="larger than"):
         convert_tokenizer._Settings(folder)
+
+
+def test_a_pattern_that_takes_for_ever_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(pretokenizers, "_PATIENCE", 0.2)
+    slow = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
+    slow.pre_tokenizer = regex("(?:" + "(?:(?=.)|(?=.))" * 18 + ")(?!)")
+    slow.decoder = decoders.ByteLevel()
+    slow.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UnsupportedModel, match="take too long"):
+        read_tokenizer(tmp_path, 1)
+    slow.pre_tokenizer = regex(r"(\s|\w|.)*(\s|\w|.)*x")
+    slow.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(pretokenizers, "_PATIENCE", 60.0)
+    with pytest.raises(InvalidFile, match="retry-limit"):
+        read_tokenizer(tmp_path, 1)
