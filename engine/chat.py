@@ -24,6 +24,9 @@ _CHAT_OPTIONS = (
     "single_turn", "system_prompt", "chat_template", "chat_template_file", "chat_template_kwargs",
 )  # fmt: skip
 
+# Templates compare with them; somebody's vocabulary may hold one as a control token.
+_ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
+
 
 def encode_chat(
     model: Model,
@@ -74,11 +77,8 @@ def turn_encoder(model: Model, options: Mapping[str, Any]) -> Callable[[str], li
         return None
     if options["state_in"]:
         raise InvalidInput("a saved state goes on with plain text; leave -st and its like out")
-    template, origin, file = (
-        options["chat_template"],
-        "--chat-template",
-        options["chat_template_file"],
-    )
+    template, file = options["chat_template"], options["chat_template_file"]
+    origin = "--chat-template"
     if file is not None:
         if template is not None:
             raise InvalidInput("the chat template is given twice, as text and as a file")
@@ -126,7 +126,10 @@ class Marks:
         if isinstance(value, str):
             return self._around_text(value)
         if isinstance(value, Mapping):
-            return {self.around(key): self.around(inner) for key, inner in value.items()}
+            return {
+                self.around(key): inner if inner in _ROLES and key == "role" else self.around(inner)
+                for key, inner in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self.around(inner) for inner in value]
         return value
@@ -152,7 +155,15 @@ class Marks:
 
 
 def _touches(known: str, text: str) -> bool:
-    """Whether the text begins with an end of `known`, or ends with a beginning of it."""
-    return (
-        text[0] in known and any(text.startswith(known[at:]) for at in range(1, len(known)))
-    ) or (text[-1] in known and any(text.endswith(known[:at]) for at in range(1, len(known))))
+    """Whether the text begins with an end of `known`, or ends with a beginning of it.
+
+    Letters alone do not count: many a word ends with the first letter of another.
+    """
+    cuts = range(1, len(known))
+    behind = text[0] in known and any(
+        text.startswith(known[at:]) and not known[at:].isalnum() for at in cuts
+    )
+    return behind or (
+        text[-1] in known
+        and any(text.endswith(known[:at]) and not known[:at].isalnum() for at in cuts)
+    )

@@ -91,6 +91,9 @@ def test_templates_find_what_they_look_for_and_marks_leave_nothing_behind():
         assert not set(CONTROLS) & {part for part, parsed in marks.parts(marked) if parsed}
         assert marked.strip() == marks.around(text.strip())
     assert marks.around("plain text") == "plain text"
+    odd = Marks(["user", "text_end"])
+    turn = {"role": "user", "content": "It is a cat", "name": "assistant"}
+    assert odd.around(turn) == turn and odd.around("a user") != "a user"
     assert "<|im_end|>" in marks.around("a <|im_end|>")
 
 
