@@ -17,6 +17,7 @@ from .engine.arguments import model_and_text, one_of, open_session, prompt_text
 from .engine.faults import explain_bus_errors
 from .engine.options import (
     bench_options,
+    chat_options,
     memory_options,
     model_options,
     plan_options,
@@ -78,6 +79,7 @@ def main() -> None:
     help="Tokens to write; -1: no limit.",
 )
 @click.option("-s", "--seed", type=int, help="Seed of the random choices; -1 or none: a new one.")
+@chat_options
 @sampling_options
 @click.option(
     "--logit-bias",
@@ -104,6 +106,7 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
 
     The prompt is read from standard input when that is piped.
     """
+    from .engine.chat import turn_encoder
     from .engine.terminal import Meter, ctrl_c, saving
 
     path, prompt = model_and_text(model, prompt, options)
@@ -112,11 +115,12 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
         path = _located(options)
     began = time.perf_counter()
     session, loaded = open_session(path, options), time.perf_counter()
+    encode = turn_encoder(session.model, options) or session.encode
     meter = Meter(session, loaded - began)
     limit = None if options["limit"] < 0 else options["limit"]
     with ctrl_c(session) as pressed, saving(session, options["state_out"]):
         if text:
-            meter.read(text)
+            meter.read(text, encode)
         meter.write(limit, flush=not options["state_out"])
     click.echo()
     click.echo(meter.line(), err=True)
@@ -197,7 +201,8 @@ def info(model: str | None, model_option: str | None, as_json: bool) -> None:
         return
     for name, value in facts.items():
         if name == "tensors":
-            value = "\n".join(f"  {t['name']:32} {t['type']:6} {t['shape']}" for t in value)
+            rows = (f"  {shown(t['name']):32} {t['type']:6} {t['shape']}" for t in value)
+            value = "\n".join(rows)
             click.echo(f"{name}:\n{value}")
         else:
             click.echo(f"{name.replace('_', ' '):18} {shown(value)}")

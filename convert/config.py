@@ -12,6 +12,8 @@ from ..kernels.op import LARGEST_DIMENSION
 
 _REQUIRED = object()
 _SMALLEST, _LARGEST = 1e-30, 1e30
+#: Bytes; a tokenizer.json of 250,000 tokens takes 30 MB.
+_LARGEST_FILE = 256 << 20
 
 
 class Config:
@@ -94,9 +96,36 @@ def read_json(path: Path) -> dict[str, Any]:
         return float(pairs["__float__"]) if set(pairs) == {"__float__"} else pairs
 
     try:
-        values = json.loads(path.read_text("utf-8"), object_hook=unwrap)
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        values = json.loads(read_bytes(path).decode("utf-8"), object_hook=unwrap)
+    except (ValueError, TypeError, RecursionError) as error:
         raise InvalidFile(f"{path} cannot be read as JSON ({error})") from None
     if not isinstance(values, dict):
         raise InvalidFile(f"{path} does not hold a JSON object")
     return values
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file of a checkpoint that is no tensor file; InvalidFile for pipes, devices and giants."""
+    try:
+        if not path.is_file():
+            raise InvalidFile(f"{path} is no ordinary file; download the checkpoint again")
+        with open(path, "rb") as file:
+            content = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise InvalidFile(f"{path} cannot be read ({error.strerror})") from None
+    if len(content) > _LARGEST_FILE:
+        raise InvalidFile(f"{path} is larger than {_LARGEST_FILE >> 20} MiB; do not trust it")
+    return content
+
+
+def read_template(folder: Path, path: Path) -> str:
+    """A text of a checkpoint that goes into the GGUF as it is, so it must be the checkpoint's own.
+
+    Links may lead to the blobs of the hub's cache, as all of its files do; one that leads elsewhere
+    could put a user's secrets into a file that is passed on.
+    """
+    own, real = folder.resolve(), path.resolve()
+    in_cache = own.parent.name == "snapshots" and real.is_relative_to(own.parent.parent / "blobs")
+    if not in_cache and not real.is_relative_to(own):
+        raise InvalidFile(f"{path} is a link out of the checkpoint; put the file itself there")
+    return read_bytes(path).decode("utf-8")

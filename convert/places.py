@@ -85,10 +85,12 @@ def no_weights(folder: Path) -> KeelbackError:
 def refuse_pointer(path: Path) -> None:
     """Raise InvalidFile for what Git leaves in place of a large file."""
     try:
+        if not path.is_file():
+            return  # The reader of the file has a sentence for this, and for errors.
         with open(path, "rb") as file:
             start = file.read(len(_POINTER))
     except OSError:
-        return  # The reader of the file has a sentence for this.
+        return
     if start == _POINTER:
         raise InvalidFile(
             f"{path} is a Git LFS pointer and not the file itself; fetch it with `git lfs pull`"

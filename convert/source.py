@@ -61,6 +61,8 @@ class InputFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, Lock()
+        if path.exists() and not path.is_file():
+            raise InvalidFile(f"{path} is no ordinary file; download the checkpoint again")
         try:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115
             weakref.finalize(self, self._file.close)

@@ -12,10 +12,10 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from ..kernels.errors import InvalidFile, UnsupportedModel
+from ..kernels.errors import InvalidFile, UnsupportedModel, refuse_panics
 from ..kernels.formats import pretokenizers, spm
 from ..kernels.formats.spm import TokenType
-from .config import read_json, read_json_if_there
+from .config import read_bytes, read_json, read_json_if_there, read_template
 
 # Vocabularies in forms that say too little about how text is split to be converted.
 _FOREIGN = ("vocab.json", "merges.txt", "tiktoken.model", "vocab.txt", "spiece.model")
@@ -28,6 +28,7 @@ _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>", re.D
 _PAD_SCORE, _ADDED_SCORE = -10000.0, -1000.0
 
 
+@refuse_panics
 def read_tokenizer(folder: Path, vocab_size: int) -> dict[str, Any]:
     """The `tokenizer.*` pairs of a checkpoint folder, padded to `vocab_size` tokens.
 
@@ -162,7 +163,7 @@ def _frame(path: Path, tokenizer: Tokenizer, ids: dict[str, int]) -> dict[str, b
 
 
 def _from_sentencepiece(path: Path, settings: _Settings, vocab_size: int) -> dict[str, Any]:
-    model = spm.parse(path.read_bytes(), path)
+    model = spm.parse(read_bytes(path), path)
     _check_sentencepiece(path, model)
     texts, types = _padding(vocab_size)
     scores = [_PAD_SCORE] * vocab_size
@@ -234,13 +235,14 @@ class _Settings:
         inner = config.get("text_config")
         self.config = {**inner, **config} if isinstance(inner, dict) else config
         stored = self.tokenizer.get("added_tokens_decoder") or {}
+        added: dict[str, Any] = {}
         # The oldest form; a tokenizer.json holds the same tokens and says more about them.
         if not stored and not (folder / "tokenizer.json").is_file():
             added = read_json_if_there(folder / "added_tokens.json")
-            stored = {token: {"content": text} for text, token in added.items()}
         try:
+            stored = stored or {token: {"content": text} for text, token in added.items()}
             numbered = {int(token): _added_token(entry) for token, entry in stored.items()}
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise InvalidFile(f"{folder}: the list of added tokens is damaged") from None
         self.numbered = dict(sorted(numbered.items()))
 
@@ -332,8 +334,8 @@ class _Settings:
         try:
             if file.is_file():
                 more = sorted((self.folder / "additional_chat_templates").glob("*.jinja"))
-                named = {"default": file.read_text("utf-8")}
-                named |= {path.stem: path.read_text("utf-8") for path in more}
+                named = {"default": read_template(self.folder, file)}
+                named |= {path.stem: read_template(self.folder, path) for path in more}
             elif isinstance(stored, list):
                 named = {str(entry["name"]): str(entry["template"]) for entry in stored}
             else:

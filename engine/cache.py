@@ -8,9 +8,11 @@ however that ends, and what a killed process left behind is removed by the next 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +50,7 @@ class ObjectFolder:
     def read(self, name: str) -> bytes | None:
         """Object code of a kernel, or None where there is none or it is damaged."""
         try:
+            _check_own(self.path)
             content = (self.path / f"{name}.o").read_bytes()
         except OSError:
             return None
@@ -60,6 +63,7 @@ class ObjectFolder:
             return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            _check_own(self.path)
             with replacing(self.path / f"{name}.o", flush=False) as partial:
                 partial.write_bytes(_seal(name, code) + code)
         except (OSError, InvalidInput) as error:
@@ -128,6 +132,16 @@ class ObjectFolder:
             f"compiled kernels cannot be kept {where}, so every start compiles them anew; "
             "mend that, or name another folder in KEELBACK_CACHE"
         )
+
+
+def _check_own(folder: Path) -> None:
+    """Raise PermissionError for a folder that others can write to: what it holds is run."""
+    if sys.platform == "win32":
+        return
+    found = folder.stat()
+    stranger = found.st_uid not in (os.getuid(), 0) and os.getuid() != 0
+    if stranger or found.st_mode & 0o002:
+        raise PermissionError(errno.EACCES, "other users can write to it")
 
 
 def _wait(descriptor: int, waiting: Callable[[], None]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import models
-from ..kernels.errors import InvalidInput, NumericalError
+from ..kernels.errors import InvalidInput, NumericalError, printable
 from .backend import MAX_ROWS, Batch, Progress, make_backend
 from .footprint import admission, fits_panels
 from .info import open_file, tokenizer_of
@@ -29,7 +29,7 @@ Ids = Sequence[int] | np.ndarray
 
 def print_notice(text: str) -> None:
     """Tell the user about something that was done for them."""
-    print(f"keelback: {text}", file=sys.stderr, flush=True)
+    print(f"keelback: {printable(text)}", file=sys.stderr, flush=True)
 
 
 class Model:

@@ -123,6 +123,29 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def chat_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Messages in place of plain text; any of these options asks for it."""
+    for option in (
+        click.option(
+            "--chat-template-kwargs", metavar="JSON", help="Variables for the chat template."
+        ),
+        click.option(
+            "--chat-template-file", metavar="FILE", help="A Jinja template in place of the model's."
+        ),
+        click.option("--chat-template", metavar="JINJA", help="Likewise, as text."),
+        click.option(
+            *("-sys", "--system-prompt", "system_prompt"), metavar="TEXT",
+            help="A system message before the prompt; implies -st.",
+        ),
+        click.option(
+            *("-st", "--single-turn"), is_flag=True,
+            help="Answer PROMPT as a user's message, by the model's chat template.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `bench` measures, in llama-bench's spelling."""
     lists: dict[str, Any] = {"type": Numbers(), "show_default": True}

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from ..kernels.errors import printable
+
 _LINE_UP_AND_CLEAR = "\x1b[A\x1b[2K"
 
 
@@ -46,7 +48,7 @@ def bars(wiped: bool = True) -> Iterator[Callable[[str, int, int], None]]:
 
 def notice(text: str) -> None:
     """Tell the user about something that was done for them."""
-    click.echo(f"keelback: {text}", err=True)
+    click.echo(f"keelback: {printable(text)}", err=True)
 
 
 def rate(count: int, seconds: float) -> str:
@@ -67,7 +69,7 @@ def shown(value: Any) -> str:
     """A fact as one line of text, in which nothing can act on the terminal."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in str(value))
+    return printable(str(value))
 
 
 _PLANNED = {

@@ -6,9 +6,12 @@ Every byte is covered by a checksum, which is also the snapshot's id.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +20,7 @@ import numpy as np
 
 from ..kernels.errors import InvalidFile, InvalidInput
 from ..kernels.files import replacing
+from .platform import available_memory
 from .sampling import Sampling
 from .state import CacheView, State
 
@@ -28,6 +32,9 @@ _MALFORMED = (
     KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError,
 )  # fmt: skip
 _LARGEST_POSITION = 1 << 48
+#: Bytes of a header: names and shapes, and a logit_bias of a whole vocabulary.
+_LARGEST_HEADER = 16 << 20
+_MOST_RECENT = 1 << 20
 
 FORMAT, VERSION = "keelback-snapshot", 1
 
@@ -84,19 +91,17 @@ class Snapshot:
         of another model.
         """
         path = Path(path)
-        tensors, metadata = _read(path)
-        if metadata.get("format") != FORMAT:
-            raise InvalidFile(f"{path} is not a keelback snapshot")
-        if metadata.get("version") != str(VERSION):
-            raise InvalidFile(
-                f"{path} has the snapshot format {metadata.get('version')!r}, and this keelback "
-                f"reads {VERSION}; make it again with this version"
-            )
-        text = metadata.get("facts", "")
-        if metadata.get("checksum") != _checksum(tensors, text):
-            raise InvalidFile(f"{path} is damaged: its checksum does not fit its content")
         try:
-            return cls._restore(path, json.loads(text), tensors, model, metadata["checksum"])
+            with _opened(path) as file:
+                metadata = file.metadata() or {}
+                _check_format(path, metadata)
+                text = metadata["facts"]
+                facts = json.loads(text)
+                _check_model(path, facts, model)
+                tensors = _tensors(path, file, facts, model)
+            if metadata.get("checksum") != _checksum(tensors, text):
+                raise InvalidFile(f"{path} is damaged: its checksum does not fit its content")
+            return cls._restore(path, facts, tensors, model, metadata["checksum"])
         except (*_MALFORMED, InvalidInput) as error:
             raise InvalidFile(f"{path} does not describe a snapshot ({error})") from None
 
@@ -109,27 +114,19 @@ class Snapshot:
         model: Model,
         identity: str,
     ) -> Snapshot:
-        if facts["model"] != model.fingerprint:
-            raise InvalidFile(
-                f"{path} belongs to another model than {model.file.path}; load it with its own"
-            )
         state = model.new_state()
         if "logits" in tensors:
-            state.logits = _shaped(tensors["logits"], (model.vocabulary,))
+            state.logits = tensors["logits"]
             if not np.isfinite(state.logits).all():
                 raise ValueError("logits that are not finite")
         for name, view in state.tensors().items():
-            view[:] = _shaped(tensors[f"state.{name}"], view.shape)
+            view[:] = tensors[f"state.{name}"]
         if not np.isfinite(state.block).all():
             raise ValueError("a state that is not finite")
-        position = _whole(facts["position"], _LARGEST_POSITION)
-        columns = [
-            _shaped(tensors[f"cache.{ref.name}"], (position, ref.width))
-            for ref in model.layout.caches
-        ]
+        position = facts["position"]
         state.reserve(position)
-        for ref, rows in zip(model.layout.caches, columns, strict=True):
-            CacheView(state, ref).write(rows)
+        for ref in model.layout.caches:
+            CacheView(state, ref).write(tensors[f"cache.{ref.name}"])
         state.position, state.digest = position, _whole(facts["digest"], 1 << 64)
         conversation = _conversation(facts["conversation"], tensors["recent"], model)
         if facts["numerics"] != state.numerics:
@@ -172,25 +169,69 @@ class Snapshot:
         return json.dumps(facts, default=lambda number: number.item())
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata; the library checks every offset against the file."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file, mapped; the library checks that every tensor lies inside it."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        if path.exists() and not path.is_file():
+            raise InvalidFile(f"{path} is no ordinary file; name a saved state")
+        with open(path, "rb") as start:
+            if int.from_bytes(start.read(8), "little") > _LARGEST_HEADER:
+                raise InvalidFile(f"{path} is no saved state: its header is too large")
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            yield file
     except FileNotFoundError:
         raise InvalidFile(f"{path}: there is no such file") from None
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError) as error:
         raise InvalidFile(f"{path} cannot be read as a snapshot ({error})") from None
 
 
-def _shaped(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if array.shape != shape or array.dtype != np.float32:
-        raise ValueError(
-            f"a tensor is {array.dtype} {list(array.shape)}, not float32 {list(shape)}"
+def _check_format(path: Path, metadata: dict[str, str]) -> None:
+    if metadata.get("format") != FORMAT:
+        raise InvalidFile(f"{path} is not a keelback snapshot")
+    if metadata.get("version") != str(VERSION):
+        raise InvalidFile(
+            f"{path} has the snapshot format {metadata.get('version')!r}, and this keelback "
+            f"reads {VERSION}; make it again with this version"
         )
-    return array
+
+
+def _check_model(path: Path, facts: dict[str, Any], model: Model) -> None:
+    if facts["model"] != model.fingerprint:
+        raise InvalidFile(
+            f"{path} belongs to another model than {model.file.path}; load it with its own"
+        )
+
+
+def _tensors(path: Path, file: Any, facts: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
+    """All tensors, once the file is known to hold what this model needs, and memory to hold it."""
+    position = _whole(facts["position"], _LARGEST_POSITION)
+    shapes = {f"state.{ref.name}": ref.shape for ref in model.layout.states}
+    shapes |= {f"cache.{ref.name}": (position, ref.width) for ref in model.layout.caches}
+    names = set(file.keys())
+    if "logits" in names:
+        shapes["logits"] = (model.vocabulary,)
+    if names != {*shapes, "recent"}:
+        odd = sorted(names ^ {*shapes, "recent"})[0]
+        raise ValueError(f"it lacks the tensor {odd[:80]}, or holds it without need")
+    for name, shape in shapes.items():
+        _check_shape(file.get_slice(name), "F32", shape)
+    recent = file.get_slice("recent").get_shape()
+    _check_shape(file.get_slice("recent"), "I64", (min(recent[0], _MOST_RECENT),))
+    # They are in memory twice for a moment: as they come, and in their pages.
+    needed, available = 8 * sum(map(math.prod, shapes.values())), available_memory()
+    if available is not None and needed > available:
+        raise InvalidFile(f"{path} holds more than fits into memory: {position} tokens")
+    return {name: file.get_tensor(name) for name in names}
+
+
+def _check_shape(tensor: Any, kind: str, shape: tuple[int, ...]) -> None:
+    if tensor.get_dtype() != kind or tuple(tensor.get_shape()) != shape:
+        raise ValueError(
+            f"a tensor is {tensor.get_dtype()} {tensor.get_shape()}, not {kind} {list(shape)}"
+        )
 
 
 def _conversation(saved: dict[str, Any], recent: np.ndarray, model: Model) -> Conversation:

@@ -8,7 +8,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,20 @@ from .session import Session
 def read_prompt(text: str | None, file: str | None, needed: bool) -> str:
     """The prompt from the command line, a file or a pipe; InvalidInput without any."""
     if file is not None:
-        try:
-            text = _decoded(Path(file).read_bytes(), file)
-        except OSError as error:
-            raise InvalidInput(f"{file} cannot be read ({error.strerror})") from None
+        text = read_file(file)
     elif text is None and _piped(sys.stdin):
         text = _decoded(sys.stdin.buffer.read(), "the standard input")
     if needed and not text:
         raise InvalidInput("the prompt is empty; give some text with -p, -f or through a pipe")
     return text or ""
+
+
+def read_file(file: str) -> str:
+    """The text of a file that the user named; InvalidInput where it cannot be read."""
+    try:
+        return _decoded(Path(file).read_bytes(), file)
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be read ({error.strerror})") from None
 
 
 def _piped(stream: Any) -> bool:
@@ -92,11 +97,11 @@ class Meter:
         self.session, self.load_seconds = session, load_seconds
         self.prompt_tokens, self.prompt_seconds, self.seconds = 0, 0.0, 0.0
 
-    def read(self, text: str) -> None:
+    def read(self, text: str, encode: Callable[[str], list[int]]) -> None:
         """Feed the prompt, with a progress bar when it takes more than a moment."""
         began, before = time.perf_counter(), self.session.state.position
         try:
-            ids = self.session.encode(text)
+            ids = encode(text)
             with bar("reading") as report:
                 self.session.feed(ids, progress=lambda done: report(done, len(ids)))
         finally:

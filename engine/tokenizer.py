@@ -98,23 +98,48 @@ class Tokenizer:
 
         Without `parse_special` the texts of control tokens are plain text (what a stranger wrote).
         """
+        return self.encode_parts([(text, parse_special)], add_special)
+
+    def encode_parts(
+        self, parts: Iterable[tuple[str, bool]], add_special: bool = True
+    ) -> list[int]:
+        """`encode` for a text that comes in parts, each with its own `parse_special`.
+
+        No control token is put together from two parts; plain text goes on from one to the next.
+        """
+        parts = list(parts)
         if self.kind == "none":
-            return self._spelled_ids(text)
+            return self._spelled_ids("".join(text for text, _ in parts))
+        ids, plain, first = list(self._front) if add_special else [], "", True
+        for text, parse_special in parts:
+            at = 0
+            for match in self._special_pattern.finditer(text) if parse_special else ():
+                ids += self._plain_ids(plain + text[at : match.start()], first)
+                ids.append(self._special_ids[match.group()])
+                plain, first, at = "", False, match.end()
+            plain += text[at:]
+        ids += self._plain_ids(plain, first)
+        return ids + self._behind if add_special else ids
+
+    def _plain_ids(self, text: str, first: bool) -> list[int]:
+        """Ids of text without control tokens; `first` says that nothing comes before it."""
         try:
             text.encode()
         except UnicodeEncodeError:
             raise InvalidInput("the text holds half a surrogate pair, which no token has") from None
-        ids = list(self._front) if add_special else []
-        pattern = self._special_pattern if parse_special else self._user_defined_pattern
-        at = 0
-        for match in pattern.finditer(text):
+        ids, at = list[int](), 0
+        for match in self._user_defined_pattern.finditer(text):
             if match.start() > at:
-                ids += self._split(text[at : match.start()], at == 0)
+                ids += self._split(text[at : match.start()], first and at == 0)
             ids.append(self._special_ids[match.group()])
             at = match.end()
-        if at < len(text):
-            ids += self._split(text[at:], at == 0)
-        return ids + self._behind if add_special else ids
+        return ids + self._split(text[at:], first and at == 0) if at < len(text) else ids
+
+    @property
+    def control_texts(self) -> list[str]:
+        """The texts that are control tokens where `parse_special` says so."""
+        plain = TokenType.USER_DEFINED
+        return [text for text, token in self._special_ids.items() if self._types[token] != plain]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD.

@@ -45,7 +45,7 @@ def causal_conv(
     Returns (T, C).
     """
     rows = np.concatenate([window, x])
-    y = np.zeros_like(x) if bias is None else np.broadcast_to(bias, x.shape).astype(np.float32)
+    y = np.zeros_like(x) if bias is None else np.tile(bias.reshape(-1), (len(x), 1))
     for tap in range(taps):
         y = y + rows[tap : tap + len(x)] * weight.reshape(x.shape[1], taps)[:, tap]
     window[:] = rows[len(x) :]

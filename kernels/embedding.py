@@ -21,7 +21,7 @@ def embedding(ids: np.ndarray, weight: np.ndarray, *, width: int) -> np.ndarray:
     ids: (T,) int64, checked by the caller. weight: (vocabulary, width) float32.
     Returns (T, width).
     """
-    return weight[ids]
+    return weight.reshape(-1, width)[ids]
 
 
 def select_shape(x: Any, rows: Any) -> int:

@@ -42,7 +42,7 @@ def linear(
     if x.shape[1] != weight.shape[1]:
         x = dequantize(x)
     y = np.stack([weight @ row for row in x]) if len(x) else np.zeros((0, width), np.float32)
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias.reshape(-1)
 
 
 def quantized_width(width: int) -> int:

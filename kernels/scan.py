@@ -48,7 +48,7 @@ def selective_scan(
     x, dt: (T, I), rows of one sequence. b, c: (T, N). state: (N, I), updated. a: (I, N), negative.
     d: (I,). Returns (T, I). Source: Mamba, arXiv 2312.00752, algorithm 2.
     """
-    y, rates = np.empty_like(x), a.reshape(x.shape[1], d_state).T
+    y, rates, d = np.empty_like(x), a.reshape(x.shape[1], d_state).T, d.reshape(-1)
     for t in range(len(x)):
         state[:] = state * np.exp(dt[t] * rates) + (dt[t] * x[t]) * b[t][:, None]
         y[t] = c[t] @ state + d * x[t]

@@ -169,3 +169,15 @@ def test_a_damaged_file_counts_as_missing(folder: ObjectFolder):
     assert folder.read("select") is None  # another kernel's code under its name
     file.write_bytes(file.read_bytes()[:-1])
     assert folder.read("post") is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are another matter there")
+def test_code_that_others_can_write_is_not_run(folder: ObjectFolder):
+    folder.write("add", b"code")
+    assert folder.read("add") == b"code"
+    folder.path.chmod(0o777)
+    assert folder.read("add") is None
+    folder.write("add", b"other")
+    assert folder.trouble is not None and "other users can write to it" in folder.trouble
+    folder.path.chmod(0o700)
+    assert folder.read("add") == b"code"

@@ -11,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 
+import gguf
+import numpy as np
 import pytest
 
 import tiny
@@ -100,6 +102,63 @@ def test_convert_writes_a_file_that_runs_on_ids(tmp_path: Path):
     assert done.returncode == 0 and len(done.stdout.split()) == 2
     done = keelback("run", model, "text", "-n", "2")
     assert done.returncode == 1 and "tokenizer" in done.stderr and "Traceback" not in done.stderr
+
+
+TURN = "{{ bos_token }}{% for m in messages %}{{ m.role }}{{ mark }} {{ m.content }}\n{% endfor %}"
+GREEDY = ("-n", "8", "--temp", "0")
+
+
+def test_a_single_turn_is_the_prompt_by_a_template(tmp_path: Path):
+    file = tmp_path / "turn.jinja"
+    file.write_text(TURN)
+    turn = ("-sys", "Be brief.", "--chat-template-kwargs", '{"mark": ":"}')
+    text = "{{ bos_token }}system: Be brief.\nuser: Who is he?\n{{ '' }}"
+    wanted = keelback("run", "-p", "x", "--chat-template", text, *GREEDY).stdout
+    assert wanted != keelback("run", "-p", "Who is he?", *GREEDY).stdout
+    for given in (("--chat-template", TURN), ("--chat-template-file", str(file))):
+        assert keelback("run", "-st", "-p", "Who is he?", *turn, *given, *GREEDY).stdout == wanted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("-st",), "holds no chat template"),
+        (("-sys", "x"), "holds no chat template"),
+        (("--chat-template", "chatml"), "--chat-template holds no Jinja template"),
+        (("--chat-template-file", "nowhere"), "nowhere cannot be read"),
+        (("--chat-template", "{{ x.y.z }}"), "--chat-template cannot be used"),
+        (("--chat-template", "{{ 1 }}", "--chat-template-kwargs", "[]"), "is no JSON object"),
+        (("-st", "--chat-template", "{{ 1 }}", "--chat-template-file", "x"), "given twice"),
+        (("--chat-template", "{{ raise_exception('no') }}"), "refuses these messages: no"),
+    ],
+)
+def test_what_cannot_be_a_turn_gets_a_sentence(tmp_path: Path, arguments, said: str):
+    done = keelback("run", "demo", "Who?", "-n", "1", *arguments, cwd=tmp_path)
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_saved_state_does_not_start_a_turn(tmp_path: Path):
+    state = str(tmp_path / "s")
+    keelback("run", "demo", "Who?", "-n", "1", "--state-out", state)
+    done = keelback("run", "demo", "Who?", "-n", "1", "--state-in", state, "-st")
+    assert done.returncode == 1 and "leave -st" in done.stderr
+
+
+def test_a_files_names_cannot_steer_the_terminal(tmp_path: Path):
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "toy")
+    writer.add_name("\x1b]0;owned\x07")
+    writer.add_tensor("a\x1b[2J", np.zeros(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    shown = keelback("info", str(path))
+    assert shown.returncode == 0 and "a\\x1b[2J" in shown.stdout
+    path.write_bytes(path.read_bytes()[:-40])
+    refused = keelback("info", str(path))
+    assert "ends before its tensor a\\x1b[2J does" in refused.stderr
+    assert "\x1b" not in shown.stdout + refused.stderr
 
 
 BAD = {

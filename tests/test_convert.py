@@ -329,6 +329,14 @@ def test_sampling_defaults_that_make_no_sense_are_left_out_with_a_notice(checkpo
     assert round(keelback.Session(keelback.load(path)).sampling.repeat_penalty, 5) == 1.1
 
 
+def test_a_pipe_in_place_of_weights_is_not_waited_for(checkpoint: Path, tmp_path: Path):
+    weights = checkpoint / "model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(keelback.InvalidFile, match="no ordinary file"):
+        convert(checkpoint, tmp_path / "out.gguf")
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a": {"__float__": [1]}}', "[]", "\udc80"])
 def test_json_that_is_none_gets_a_sentence(checkpoint: Path, text: str):
     (checkpoint / "config.json").write_text(text, "utf-8", "surrogateescape")

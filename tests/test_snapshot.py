@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -224,6 +225,67 @@ def test_a_well_sealed_snapshot_of_nonsense_gets_a_sentence(saved, demo, monkeyp
     monkeypatch.undo()
     with pytest.raises(keelback.InvalidFile, match=r"saved\.safetensors"):
         keelback.Snapshot.load(saved, demo)
+
+
+def claim(path: Path, header: dict, size: int = 0, length: int | None = None) -> None:
+    """A file with that header which says that it has `size` bytes, and takes none of them."""
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write((length or len(text)).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
+
+
+def claimed(**tensors: tuple[str, list[int], int]) -> dict:
+    """A header of tensors: name -> (dtype, shape, bytes)."""
+    header, at = {}, 0
+    for name, (dtype, shape, nbytes) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    return header
+
+
+def test_what_a_file_claims_is_checked_before_memory_is_taken(tmp_path: Path, tiny_model):
+    model, path = tiny_model("granite-dense", "f32", "numpy"), tmp_path / "hostile"
+    cache = model.layout.caches[0]
+    rows = (64 << 30) // (cache.width * 4)
+
+    def metadata(position: int) -> dict:
+        facts = json.dumps({"model": model.fingerprint, "position": position})
+        return {"__metadata__": {"format": "keelback-snapshot", "version": "1", "facts": facts}}
+
+    whole = {
+        f"state.{ref.name}": ("F32", list(ref.shape), ref.size * 4) for ref in model.layout.states
+    }
+    whole |= {f"cache.{ref.name}": ("F32", [rows, ref.width], rows * ref.width * 4)
+              for ref in model.layout.caches}  # fmt: skip
+    whole["recent"] = ("I64", [0], 0)
+    size = sum(nbytes for _, _, nbytes in whole.values())
+    many = {f"n{i}": ("F32", [0], 0) for i in range(100_000)}
+    recent = {**whole, "recent": ("I64", [1 << 33], 8 << 33)}
+    cases = [
+        (dict(header={}, length=1 << 60), "header is too large"),
+        (dict(header={}, length=17 << 20), "header is too large"),
+        (dict(header={"x": []}), "cannot be read as a snapshot"),
+        (dict(header=claimed(x=("F32", [1 << 58], 1 << 60))), "cannot be read as a snapshot"),
+        (dict(header=metadata(1 << 47) | claimed(**whole), size=size), "a tensor is F32"),
+        (dict(header=metadata(rows) | claimed(**whole), size=size), "than fits into memory"),
+        (dict(header=metadata(0) | claimed(**many)), "lacks the tensor"),
+        (dict(header=metadata(rows) | claimed(**recent), size=size + (8 << 33)), "a tensor is I64"),
+    ]  # fmt: skip
+    for given, said in cases:
+        claim(path, **given)
+        with pytest.raises(keelback.InvalidFile, match=said) as caught:
+            keelback.Snapshot.load(path, model)
+        assert str(path) in str(caught.value)
+    deep = metadata(0)
+    deep["__metadata__"]["facts"] = "[" * 100_000
+    claim(path, deep)
+    with pytest.raises(keelback.InvalidFile, match="does not describe a snapshot"):
+        keelback.Snapshot.load(path, model)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(keelback.InvalidFile, match="no ordinary file"):
+        keelback.Snapshot.load(path, model)
 
 
 def test_a_damaged_state_is_neither_saved_nor_loaded(saved: Path, demo: keelback.Model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import random
 from collections.abc import Callable, Mapping
 from itertools import combinations
@@ -19,6 +20,8 @@ from tokenizers import AddedToken, Regex, decoders, models, processors, trainers
 from tokenizers.normalizers import NFC, NFD, NFKC, Lowercase, Strip
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Punctuation, Sequence, Split
 
+from keelback.convert import config as convert_config
+from keelback.convert import tokenizer as convert_tokenizer
 from keelback.convert.tokenizer import read_tokenizer
 from keelback.engine import tokenizer as engine_tokenizer
 from keelback.engine.tokenizer import Tokenizer
@@ -396,3 +399,49 @@ def test_sample_of_the_files_in_the_repository(file: str) -> None:
     for line, ids in zip(sample["lines"], sample[file], strict=True):
         assert ours.encode(line, parse_special=False) == ids
         assert ours.decode(ids) == line
+
+
+def test_a_checkpoints_files_are_its_own_and_of_a_size(tmp_path: Path, monkeypatch):
+    """A link as chat template would put what it leads to into a file that is passed on."""
+    secret, folder = tmp_path / "id_rsa", tmp_path / "checkpoint"
+    secret.write_text("a key")
+    folder.mkdir()
+    template, config = folder / "chat_template.jinja", folder / "config.json"
+    settings = convert_tokenizer._Settings(folder)
+    template.symlink_to(secret)
+    with pytest.raises(InvalidFile, match=r"chat_template\.jinja is a link out of the checkpoint"):
+        settings.chat_templates()
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    (blobs / "2").write_text("own")
+    (snapshot / "chat_template.jinja").symlink_to("../../blobs/2")
+    own = convert_tokenizer._Settings(snapshot).chat_templates()
+    assert own == {"tokenizer.chat_template": "own"}
+    config.symlink_to("/dev/zero")
+    with pytest.raises(InvalidFile, match="no ordinary file"):
+        convert_tokenizer._Settings(folder)
+    config.unlink()
+    os.mkfifo(config)
+    with pytest.raises(InvalidFile, match="no ordinary file"):
+        convert_tokenizer._Settings(folder)
+    config.unlink()
+    config.write_text("{}" + " " * 99)
+    monkeypatch.setattr(convert_config, "_LARGEST_FILE", 100)
+    with pytest.raises(InvalidFile, match="larger than"):
+        convert_tokenizer._Settings(folder)
+
+
+def test_a_pattern_that_takes_for_ever_is_refused(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(pretokenizers, "_PATIENCE", 0.2)
+    slow = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
+    slow.pre_tokenizer = regex("(?:" + "(?:(?=.)|(?=.))" * 18 + ")(?!)")
+    slow.decoder = decoders.ByteLevel()
+    slow.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UnsupportedModel, match="take too long"):
+        read_tokenizer(tmp_path, 1)
+    slow.pre_tokenizer = regex(r"(\s|\w|.)*(\s|\w|.)*x")
+    slow.save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(pretokenizers, "_PATIENCE", 60.0)
+    with pytest.raises(InvalidFile, match="retry-limit"):
+        read_tokenizer(tmp_path, 1)

@@ -6,6 +6,7 @@ those of the checkpoints' tokenizer.json files, under the names llama.cpp gives 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -107,6 +108,8 @@ _TRICKY = (
     "\0\x01\x02a\x1b[0m\x7f \x0b\x0c\x85",
     "if (x == 10) {\n\treturn foo_bar(x, 'y');\n}\n",
 )  # fmt: skip
+# Seconds to split all probes: a hostile pattern can take hours without reaching a library's limit.
+_PATIENCE = 5.0
 # One of each kind of character the patterns tell apart; every run of three of them is probed.
 _KINDS = ("s", "S", "ǅ", "中", "\u0301", "7", "½", "!", "'", "/", "$", " ", "\n", "\t", "\u00a0")
 
@@ -162,7 +165,10 @@ def _behaves(row: PreTokenizer, observed: list[list[str]]) -> bool:
 
 
 def _pieces(normalizer: Any, pre_tokenizer: Any) -> Iterator[list[str]]:
+    began = time.monotonic()
     for probe in probes():
+        if time.monotonic() - began > _PATIENCE:
+            raise UnsupportedModel("the tokenizer's patterns take too long to be used on any text")
         text = normalizer.normalize_str(probe) if normalizer else probe
         yield [piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)]
 

@@ -1,0 +1,169 @@
+"""Messages to token ids: a chat template's control tokens count, those in the messages do not.
+
+A prompt may come from a stranger, and "<|im_end|>" in it would end the user's turn. So such texts
+are put between marks before the template sees them, and are plain text afterwards. Whatever else
+templates do with a message (trim it, look into it, write it as JSON) they do as ever.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..kernels.errors import InvalidInput
+from .template import render
+from .terminal import read_file
+
+if TYPE_CHECKING:
+    from .model import Model
+
+_CHAT_OPTIONS = (
+    "single_turn", "system_prompt", "chat_template", "chat_template_file", "chat_template_kwargs",
+)  # fmt: skip
+
+# Templates compare with them; somebody's vocabulary may hold one as a control token.
+_ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
+
+
+def encode_chat(
+    model: Model,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    template: str | None = None,
+    origin: str = "the chat template",
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    variables: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """Ids of a prompt that asks for the answer to `messages`, by `template` or the model's own.
+
+    BOS is there where the template writes it, as in transformers. Raises InvalidInput for a model
+    without a template, and what `render` raises.
+    """
+    tokenizer = model.tokenizer
+    if template is None:
+        template, origin = tokenizer.chat_template, f"tokenizer.chat_template of {model.file.path}"
+    if template is None or tokenizer.kind == "none":
+        lacks = "tokenizer" if tokenizer.kind == "none" else "chat template"
+        raise InvalidInput(
+            f"{model.file.path} holds no {lacks}, so it knows no messages; give a plain prompt"
+        )
+    marks = Marks(tokenizer.control_texts)
+
+    def spelled(token: int | None) -> str | None:
+        return None if token is None else tokenizer.piece(token, skip_special=False).decode()
+
+    text = render(
+        template,
+        marks.around(messages),
+        origin=origin,
+        tools=marks.around(tools),
+        bos_token=spelled(tokenizer.bos_id),
+        eos_token=spelled(tokenizer.eos_id),
+        variables=marks.around(variables or {}),
+    )
+    return tokenizer.encode_parts(marks.parts(text), add_special=False)
+
+
+def turn_encoder(model: Model, options: Mapping[str, Any]) -> Callable[[str], list[int]] | None:
+    """What turns a prompt into the ids of a user's turn, or None where no option asks for that.
+
+    options: those of `chat_options`; each of them asks for it. Raises InvalidInput for values that
+    make no sense.
+    """
+    if not any(options[name] for name in _CHAT_OPTIONS):
+        return None
+    if options["state_in"]:
+        raise InvalidInput("a saved state goes on with plain text; leave -st and its like out")
+    template, file = options["chat_template"], options["chat_template_file"]
+    origin = "--chat-template"
+    if file is not None:
+        if template is not None:
+            raise InvalidInput("the chat template is given twice, as text and as a file")
+        template, origin = read_file(file), file
+    if template is not None and "{" not in template:
+        raise InvalidInput(f"{origin} holds no Jinja template; write one, or leave the option out")
+    variables = _variables(options["chat_template_kwargs"])
+    system = options["system_prompt"]
+
+    def encode(text: str) -> list[int]:
+        messages = [{"role": "user", "content": text}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        return encode_chat(model, messages, template=template, origin=origin, variables=variables)
+
+    return encode
+
+
+def _variables(text: str | None) -> dict[str, Any]:
+    try:
+        values = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise InvalidInput('--chat-template-kwargs is no JSON object; write one as {"name": true}')
+    return values
+
+
+class Marks:
+    """Keeps control tokens in a stranger's text apart from those that a template writes.
+
+    Marks are random digits: no text can contain them, and they come through every filter.
+    """
+
+    def __init__(self, control_texts: Sequence[str]) -> None:
+        self._texts = sorted(control_texts, key=len, reverse=True)
+        number = f"{secrets.randbits(96):029d}"
+        self._before, self._behind, self._edge = (f"{number}{kind}" for kind in "012")
+        known = "|".join(map(re.escape, self._texts)) or "(?!)"
+        self._known = re.compile(known)
+        self._marked = re.compile(f"{self._before}({known})(?:{self._behind})?|{number}[012]")
+
+    def around(self, value: Any) -> Any:
+        """A copy of a JSON value with marks around every control token in its texts."""
+        if isinstance(value, str):
+            return self._around_text(value)
+        if isinstance(value, Mapping):
+            return {
+                self.around(key): inner if inner in _ROLES and key == "role" else self.around(inner)
+                for key, inner in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.around(inner) for inner in value]
+        return value
+
+    def parts(self, text: str) -> list[tuple[str, bool]]:
+        """What a template made of marked texts, for `encode_parts`; the marks are gone."""
+        parts, at = [], 0
+        for match in self._marked.finditer(text):
+            parts += [(text[at : match.start()], True), (match[1] or "", False)]
+            at = match.end()
+        return [*parts, (text[at:], True)]
+
+    def _around_text(self, text: str) -> str:
+        inner = text.strip()
+        start = text.index(inner)
+        marked = self._known.sub(
+            lambda match: f"{self._before}{match.group()}{self._behind}", inner
+        )
+        # What begins or ends like a part of a control token could be joined to a whole one.
+        if inner and any(_touches(known, inner) for known in self._texts):
+            marked = f"{self._edge}{marked}{self._edge}"
+        return text[:start] + marked + text[start + len(inner) :]
+
+
+def _touches(known: str, text: str) -> bool:
+    """Whether the text begins with an end of `known`, or ends with a beginning of it.
+
+    Letters alone do not count: many a word ends with the first letter of another.
+    """
+    cuts = range(1, len(known))
+    behind = text[0] in known and any(
+        text.startswith(known[at:]) and not known[at:].isalnum() for at in cuts
+    )
+    return behind or (
+        text[-1] in known
+        and any(text.endswith(known[:at]) and not known[:at].isalnum() for at in cuts)
+    )

@@ -1,0 +1,388 @@
+"""What is fuzzed: for each target its seeds, how they are damaged, and what reads the result.
+
+A target is a class: made once a worker with a folder of its own, `mutated(random)` is an input, and
+`run(path)` reads one, which may raise nothing but KeelbackError. To add one, add it to TARGETS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from random import Random
+from typing import Any, Protocol
+
+import numpy as np
+from tokenizers import Tokenizer as Library
+from tokenizers import decoders, models
+
+import mutate
+import tiny
+import tiny_files
+from containers import Gguf, Safetensors
+from keelback.convert import convert
+from keelback.convert.tokenizer import read_tokenizer
+from keelback.engine import snapshot as snapshots
+from keelback.engine.footprint import plan
+from keelback.engine.info import describe
+from keelback.engine.model import Model
+from keelback.engine.objects import warm_up
+from keelback.engine.session import Session
+from keelback.engine.tokenizer import Tokenizer
+from keelback.kernels.errors import InvalidInput, KeelbackError
+from keelback.kernels.formats import pretokenizers, spm
+from keelback.kernels.formats.spm import TokenType
+from torchzip import mutated_zip
+
+TEXT = "The 12 cats' <think>hats</s> \n\n<|im_end|>é 日本 \0"
+
+
+class Target(Protocol):
+    """See above."""
+
+    def __init__(self, folder: Path) -> None: ...
+
+    def mutated(self, random: Random) -> bytes:
+        """An input."""
+        ...
+
+    def run(self, path: Path) -> None:
+        """Read one."""
+        ...
+
+
+def quiet(text: str) -> None:
+    """Notices are for users."""
+
+
+def tiny_gguf(folder: Path, name: str, outtype: str) -> Path:
+    return convert(tiny.write_checkpoint(name, folder / name), folder / f"{name}.gguf", outtype)
+
+
+class GgufFiles:
+    """Model files: told about, planned for, loaded, run for a token."""
+
+    SEEDS = (
+        ("mamba-q8", "q8_0"), ("mamba-untied", "f32"), ("mamba2-g2", "f32"), ("gdn-gate", "f16"),
+        ("granite-moe", "f32"), ("bamba-grouped", "bf16"),
+    )  # fmt: skip
+
+    def __init__(self, folder: Path) -> None:
+        # A damaged file may need any kernel, and compiling one would count as a hang.
+        warm_up(quiet)
+        paths = [tiny_gguf(folder, *seed) for seed in self.SEEDS]
+        for path in paths:
+            self.run(path)
+        self.seeds = [Gguf.parse(path) for path in paths]
+        metadata = _vocabularies()[0]
+        spoken = Gguf.parse(paths[0])
+        spoken.pairs = [pair for pair in spoken.pairs if pair[0].decode() not in metadata]
+        spoken.pairs += [_pair(key, value) for key, value in metadata.items()]
+        self.seeds.append(spoken)
+
+    def mutated(self, random: Random) -> bytes:
+        return random.choice(self.seeds).mutated(random)
+
+    def run(self, path: Path) -> None:
+        """Both backends would take twice the time: the content chooses one."""
+        backend = "numpy" if zlib.crc32(path.read_bytes()) & 1 else "cpu"
+        describe(str(path))
+        plan(str(path), 1, None)
+        model = Model(path, backend=backend, threads=1, notice=quiet)
+        model.forward([0])
+        if model.tokenizer.kind != "none":
+            model.tokenizer.encode(TEXT)
+
+
+def _pair(key: str, value: Any) -> list[Any]:
+    """A pair of `Gguf`: text, a bool, a whole number, or a list of texts or numbers."""
+
+    def string(text: str) -> bytes:
+        return struct.pack("<Q", len(text.encode())) + text.encode()
+
+    if isinstance(value, str):
+        return [key.encode(), 8, string(value)]
+    if isinstance(value, bool):
+        return [key.encode(), 7, bytes([value])]
+    if isinstance(value, int):
+        return [key.encode(), 4, struct.pack("<I", value)]
+    texts = bool(value) and isinstance(value[0], str)
+    raw = b"".join(string(text) for text in value) if texts else np.array(value, "<i4").tobytes()
+    return [key.encode(), 9, struct.pack("<IQ", 8 if texts else 5, len(value)) + raw]
+
+
+class States:
+    """Saved states: loaded, gone on with for two tokens. Most fit their checksum."""
+
+    def __init__(self, folder: Path) -> None:
+        self.models, self.seeds = [], []
+        for name in ("mamba2-g2", "granite-dense"):
+            model = Model(tiny_gguf(folder, name, "f32"), backend="numpy", notice=quiet)
+            session = Session(model, seed=1, stop=["é" * 9, "x"], logit_bias={3: 1.5})
+            session.feed([1, 2, 3, 4, 5])
+            session.next_token()
+            session.snapshot("a note").save(path := folder / name / "state")
+            self.models.append(model)
+            self.seeds.append(Safetensors.parse(path.read_bytes()))
+            self.run(path)
+
+    def mutated(self, random: Random) -> bytes:
+        seed = random.choice(self.seeds)
+        way = random.random()
+        if way < 0.1:
+            return mutate.damage(random, seed.pack(), 2000)
+        if way < 0.25:
+            return seed.pack(lambda header: mutate.json_value(random, header))
+        file = Safetensors(
+            {name: list(parts) for name, parts in seed.tensors.items()}, dict(seed.metadata)
+        )
+        if way < 0.8:
+            facts = mutate.json_value(random, json.loads(file.metadata["facts"]))
+            file.metadata["facts"] = mutate.to_json(facts)
+        if way > 0.7:
+            self._damage_tensor(random, file)
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            file.metadata["checksum"] = snapshots._checksum(file.arrays(), file.metadata["facts"])
+        return file.pack()
+
+    def _damage_tensor(self, random: Random, file: Safetensors) -> None:
+        name = random.choice(list(file.tensors))
+        dtype, shape, raw = file.tensors[name]
+        match random.randrange(6):
+            case 0:
+                del file.tensors[name]
+            case 1:
+                file.tensors[random.choice((mutate.text(random), *file.tensors))] = [
+                    dtype,
+                    shape,
+                    raw,
+                ]
+            case 2:
+                file.tensors[name] = [
+                    random.choice(("F32", "F64", "I64", "I32", "U8", "BOOL")),
+                    shape,
+                    raw,
+                ]
+            case 3:
+                values = np.array(random.choices(mutate.FLOATS, k=len(raw) // 4), np.float64)
+                file.tensors[name][2] = values.astype("<f4").tobytes()
+            case 4:
+                file.tensors[name] = [dtype, [1, *shape], raw]
+            case _:
+                rows = random.choice((0, 1, 2, 1000))
+                width = len(raw) // max(1, shape[0]) if shape else 0
+                file.tensors[name] = [dtype, [rows, *shape[1:]], bytes(rows * width)]
+
+    def run(self, path: Path) -> None:
+        """One of the models may be its own."""
+        failures = []
+        for model in self.models:
+            try:
+                session = Session.resume(model, snapshots.Snapshot.load(path, model))
+                list(session.generate(2))
+            except KeelbackError as error:
+                failures.append(error)
+        if len(failures) == len(self.models):
+            raise failures[-1]
+
+
+def _vocabularies() -> list[dict[str, Any]]:
+    """`tokenizer.*` pairs of the two kinds, small."""
+    alphabet = list(pretokenizers_alphabet())
+    controls, user = ["<|im_end|>", "</s>", "<s>"], ["<think>"]
+    words = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "t"), ("c", "at")]
+    bpe = [*controls, *user, *alphabet, *(left + right for left, right in words)]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *user]
+    spelled = ["▁", "t", "h", "e", "a", "c", "th", "the", "▁the", "at", "cat"]
+    kinds = [2, 3, 3, *[6] * 256, 4, *[1] * len(spelled)]
+    common = {"general.architecture": "mamba", "tokenizer.ggml.add_eos_token": False}
+    return [
+        common | {
+            "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe",
+            "tokenizer.ggml.tokens": bpe,
+            "tokenizer.ggml.token_type": [3] * 3 + [4] + [1] * (len(bpe) - 4),
+            "tokenizer.ggml.merges": [f"{left} {right}" for left, right in words],
+            "tokenizer.ggml.bos_token_id": 2, "tokenizer.ggml.eos_token_id": 1,
+            "tokenizer.ggml.eot_token_id": 0, "tokenizer.chat_template": "{{ messages }}",
+        },
+        common | {
+            "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default",
+            "tokenizer.ggml.tokens": [*pieces, *spelled], "tokenizer.ggml.token_type": kinds,
+            "tokenizer.ggml.scores": [-float(i) for i in range(len(kinds))],
+            "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
+            "tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.add_bos_token": True,
+            "tokenizer.ggml.add_space_prefix": True,
+        },
+    ]  # fmt: skip
+
+
+def pretokenizers_alphabet() -> list[str]:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
+
+
+class Tokenizers:
+    """Vocabularies, as metadata of a GGUF and as files of a checkpoint: built, and used once.
+
+    An input is JSON: {"metadata": pairs}, or {"files": {name: text, or bytes in hex}, "tokens": n}.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "checkpoint"
+        self.folder.mkdir()
+        bpe, llama = _vocabularies()
+        self.metadata = [bpe, llama]
+        self.files = [_bpe_files(bpe), _sentencepiece_files(llama)]
+        for i, seed in enumerate(self.metadata):
+            path = folder / f"{i}.json"
+            path.write_text(json.dumps({"metadata": seed}))
+            self.run(path)
+            path.write_text(
+                json.dumps(self._stored(self.files[i], len(seed["tokenizer.ggml.tokens"])))
+            )
+            self.run(path)
+
+    def _stored(self, files: dict[str, Any], tokens: int) -> dict[str, Any]:
+        spelled = {
+            name: {"hex": value.hex()} if isinstance(value, bytes) else mutate.to_json(value)
+            for name, value in files.items()
+        }
+        return {"files": spelled, "tokens": tokens}
+
+    def mutated(self, random: Random) -> bytes:
+        which = random.randrange(2)
+        metadata, files = self.metadata[which], dict(self.files[which])
+        if random.random() < 0.5:
+            return mutate.to_json({"metadata": mutate.json_value(random, metadata)}).encode(
+                "utf-8", "surrogatepass"
+            )
+        name = random.choice(list(files))
+        if isinstance(files[name], bytes):
+            files[name] = mutate.protobuf(random, files[name])
+        elif random.random() < 0.8:
+            files[name] = mutate.json_value(random, files[name])
+        tokens = len(metadata["tokenizer.ggml.tokens"])
+        stored = self._stored(
+            files, tokens if random.random() < 0.9 else mutate.near(random, tokens) % 5000
+        )
+        if random.random() < 0.1:
+            text = (
+                mutate.damage(random, mutate.to_json(self.files[which][name]).encode())
+                if which == 0
+                else b"{"
+            )
+            stored["files"][name] = {"hex": text.hex()}
+        return json.dumps(stored).encode()
+
+    def run(self, path: Path) -> None:
+        """Rebuild the vocabulary, then write a text with it and read it back."""
+        try:
+            stored = json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
+            raise InvalidInput("no input") from None
+        metadata = stored.get("metadata")
+        if metadata is None:
+            for old in self.folder.iterdir():
+                old.unlink()
+            for name, value in stored["files"].items():
+                raw = (
+                    value.encode("utf-8", "surrogatepass")
+                    if isinstance(value, str)
+                    else bytes.fromhex(value["hex"])
+                )
+                (self.folder / name).write_bytes(raw)
+            metadata = read_tokenizer(self.folder, stored["tokens"])
+        if not isinstance(metadata, dict):
+            raise InvalidInput("no input")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tokenizer = Tokenizer.from_metadata(
+                {key: _as_read(value) for key, value in metadata.items()}, path
+            )
+        ids = tokenizer.encode(TEXT if tokenizer.kind != "none" else "1 2")
+        tokenizer.encode(TEXT if tokenizer.kind != "none" else "1 2", parse_special=False)
+        tokenizer.decode(ids)
+        for token in range(min(tokenizer.vocab_size, 300)):
+            tokenizer.piece(token)
+
+
+def _as_read(value: Any) -> Any:
+    """A value as the GGUF reader gives it: numbers in arrays, texts in lists, texts in UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if not isinstance(value, list):
+        return value
+    if all(isinstance(inner, str) for inner in value):
+        return [_as_read(inner) for inner in value]
+    for kind in (np.int32, np.int64, np.float32):
+        try:
+            with np.errstate(over="ignore"):
+                return np.array(value, kind)
+        except (TypeError, ValueError, OverflowError):
+            continue
+    return []
+
+
+def _bpe_files(metadata: dict[str, Any]) -> dict[str, Any]:
+    texts, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    vocabulary = {text: token for token, text in enumerate(texts)}
+    library = Library(models.BPE(vocabulary, pairs, ignore_merges=True))
+    row = pretokenizers.find("llama-bpe")
+    assert row is not None
+    _, library.pre_tokenizer = pretokenizers.build(row)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens(texts[:3])
+    return {
+        "tokenizer.json": json.loads(library.to_str()),
+        "tokenizer_config.json": {
+            "bos_token": "<s>", "eos_token": {"content": "</s>"}, "chat_template": "{{ messages }}",
+            "added_tokens_decoder": {"0": {"content": "<|im_end|>", "special": True}},
+        },
+        "special_tokens_map.json": {"eos_token": "</s>"},
+        "config.json": {"eos_token_id": 1, "text_config": {"bos_token_id": 2}},
+        "generation_config.json": {"eos_token_id": [1, 0]},
+    }  # fmt: skip
+
+
+def _sentencepiece_files(metadata: dict[str, Any]) -> dict[str, Any]:
+    names = ("tokens", "scores", "token_type")
+    columns = [metadata[f"tokenizer.ggml.{name}"] for name in names]
+    pieces = [
+        spm.Piece(text, score, TokenType(kind)) for text, score, kind in zip(*columns, strict=True)
+    ]
+    model = spm.SentencePieceModel(pieces, model_type=spm.BPE, byte_fallback=True)
+    return {
+        "tokenizer.model": spm.serialise(model),
+        "tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True},
+        "added_tokens.json": {"<think>": 259},
+        "generation_config.json": {"eos_token_id": 2},
+    }
+
+
+class TorchFiles:
+    """Checkpoints whose weights are a pickle in an archive: converted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = tiny.write_checkpoint("mamba-tied", folder / "checkpoint")
+        (self.folder / "model.safetensors").unlink()
+        tiny_files.write_torch(seed := folder / "seed.bin", tiny.stored("mamba-tied"))
+        self.seed = seed.read_bytes()
+        self.run(seed)
+
+    def mutated(self, random: Random) -> bytes:
+        return mutated_zip(random, self.seed)
+
+    def run(self, path: Path) -> None:
+        """The file has to have the name that is looked for."""
+        (self.folder / "pytorch_model.bin").write_bytes(path.read_bytes())
+        convert(self.folder, self.folder / "out.gguf")
+
+
+TARGETS: dict[str, type[Target]] = {
+    "gguf": GgufFiles, "state": States, "tokenizer": Tokenizers, "bin": TorchFiles,
+}  # fmt: skip
