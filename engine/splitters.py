@@ -60,7 +60,7 @@ class Keys:
         count = max(count, len(values))
         if count > _MOST_STRINGS:
             raise self.broken(key, f"holds {count} texts, more than any vocabulary")
-        if not all(isinstance(value, str) for value in values):
+        if not set(map(type, values)) <= {str}:
             raise self.broken(key, "holds something other than text")
         if max(map(len, values), default=0) > _LONGEST_STRING:
             raise self.broken(key, f"holds a text of more than {_LONGEST_STRING} characters")
@@ -128,16 +128,18 @@ def byte_level_splitter(
     from tokenizers import Tokenizer as Backend
     from tokenizers import models
 
-    vocabulary = {text: token for text, token in ids.items() if types[token] == TokenType.NORMAL}
+    normal = int(TokenType.NORMAL)
+    vocabulary = {text: token for text, token in ids.items() if types[token] == normal}
     merges = []
     for merge in keys.strings(_MERGES):
         left, _, right = merge.partition(" ")
-        for text in (left, right, left + right):
-            if text not in ids or not (left and right):
+        joined = left + right
+        if not (left in vocabulary and right in vocabulary and joined in vocabulary):
+            if not (left in ids and right in ids and joined in ids):
                 raise keys.broken(
                     _MERGES, f"holds {merge[:80]!r}, which joins no two tokens to a third"
                 )
-            vocabulary[text] = ids[text]
+            vocabulary |= {text: ids[text] for text in (left, right, joined)}
         merges.append((left, right))
     backend = Backend(models.BPE(vocabulary, merges, ignore_merges=row.ignore_merges))
     normalizer, backend.pre_tokenizer = pretokenizers.build(row)

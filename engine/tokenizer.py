@@ -63,9 +63,9 @@ class Tokenizer:
         self._strips_space = kind == "llama" and keys.get(
             "tokenizer.ggml.add_space_prefix", bool, True
         )
-        user_defined = [text for text in texts if types[ids[text]] == TokenType.USER_DEFINED]
-        controls = (TokenType.CONTROL, TokenType.UNKNOWN)
-        special = user_defined + [text for text in texts if types[ids[text]] in controls]
+        plain = {int(TokenType.NORMAL), int(TokenType.UNUSED), int(TokenType.BYTE)}
+        special = [text for text, kind in zip(texts, types, strict=True) if kind not in plain]
+        user_defined = [text for text in special if types[ids[text]] == TokenType.USER_DEFINED]
         if len(special) > _MOST_SPECIAL:
             raise keys.broken(TYPES, f"marks {len(special)} tokens as special ones")
         self._special_ids = {text: ids[text] for text in special}
@@ -178,13 +178,16 @@ class Tokenizer:
         """
         ends = {name: self._special_id(keys, name) for name in _ENDS_BY_KEY}
         ends["eos"] = self.eos_id
-        marked = {text for text in ids if self._types[ids[text]] != TokenType.NORMAL}
         named = {token for token in ends.values() if token is not None}
-        marked |= {text for text in pretokenizers.END_TEXTS if ids.get(text) in named}
-        texts = [text for text in pretokenizers.END_TEXTS if text in marked]
+
+        def marked(text: str) -> bool:
+            token = ids.get(text, -1)
+            return token in named or (token >= 0 and self._types[token] != TokenType.NORMAL)
+
+        texts = list(filter(marked, pretokenizers.END_TEXTS))
         for name, candidates in pretokenizers.FILL_END_TEXTS.items():
             if ends[name] is None:
-                texts += [text for text in candidates if text in marked][:1]
+                texts += list(filter(marked, candidates))[:1]
         # Two families use such a text for something else.
         calls = not {"<|call|>", "<|calls|>"}.isdisjoint(texts)
         if calls and not {"<|return|>", "<|flush|>"}.isdisjoint(texts):

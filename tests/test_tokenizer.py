@@ -84,6 +84,8 @@ def test_an_unknown_normaliser_is_refused(normalizer: Any) -> None:
             pretokenizers.recognise(tokenizer)
     tokenizer.normalizer = Normalizers([NFC()])
     assert pretokenizers.recognise(tokenizer) == ("olmo", "NFC", False)
+    tokenizer.normalizer = Normalizers([])
+    assert pretokenizers.recognise(tokenizer) == ("gpt-2", None, False)
 
 
 OPTIONS = {

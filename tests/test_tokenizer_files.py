@@ -6,15 +6,13 @@ import base64
 import json
 import random
 import shutil
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
-import tokenizers
-from tokenizers import AddedToken, models, normalizers
+from tokenizers import AddedToken
 
 from keelback.convert.ranks import last_merges
 from keelback.convert.regexes import why_not
@@ -316,18 +314,13 @@ def test_damaged_files(name: str, tmp_path: Path) -> None:
         except KeelbackError:
             refused += 1
     assert refused > 10
-    token = base64.b64encode(b"a" * 8000).decode()
-    (tmp_path / "tiktoken.model").write_bytes(
-        tiktoken_file(ranks()) + f"{token} 400\n".encode() * 9
-    )
-    (tmp_path / "merges.txt").unlink(missing_ok=True)
-    (tmp_path / "tekken.json").unlink(missing_ok=True)
-    lines = [f"{base64.b64encode(b'a' * n).decode()} {n}\n" for n in range(7000, 7100)]
-    (tmp_path / "tiktoken.model").write_bytes(tiktoken_file(ranks()) + "".join(lines).encode())
-    start = time.perf_counter()
+
+
+def test_ranks_that_would_take_a_day_to_merge_are_refused(tmp_path: Path) -> None:
+    long = {b"a" * length: length for length in range(7000, 7100)}
+    (tmp_path / "tiktoken.model").write_bytes(tiktoken_file(ranks() | long))
     with pytest.raises(InvalidFile, match="no list of byte strings"):
         read_tokenizer(tmp_path, 8000)
-    assert time.perf_counter() - start < 5
 
 
 def test_a_run_too_long_for_a_pattern_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,13 +331,3 @@ def test_a_run_too_long_for_a_pattern_is_said(monkeypatch: pytest.MonkeyPatch) -
     for letter in " a":
         with pytest.raises(InvalidInput, match="in a row"):
             ours.encode("x " + letter * 101)
-
-
-def test_composed_and_plain_tokens_of_one_backend_agree() -> None:
-    """`normalizers.NFC` is what a row's name of a normaliser stands for."""
-    assert {row.normalizer for row in pretokenizers.TABLE.values()} == {None, "NFC"}
-    normalizer, _ = pretokenizers.build(pretokenizers.TABLE["olmo"])
-    assert isinstance(normalizer, normalizers.NFC)
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.normalizer = normalizer
-    assert backend.normalizer.normalize_str("e\u0301") == "é"

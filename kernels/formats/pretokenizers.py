@@ -200,7 +200,8 @@ def recognise(tokenizer: tokenizers.Tokenizer) -> Recognised:
     if tokenizer.pre_tokenizer is None:
         raise UnsupportedModel("the tokenizer has no pre-tokenizer, so GGUF has no name for it")
     stored: Any = tokenizer.normalizer
-    normalizer = check_normalizer(stored and json.loads(stored.__getstate__()))
+    # An empty sequence of normalisers is one, and false.
+    normalizer = check_normalizer(None if stored is None else json.loads(stored.__getstate__()))
     observed = list(_pieces(tokenizer.pre_tokenizer))
     alike = [name for name, row in TABLE.items() if _behaves(row, observed)]
     if not alike:
