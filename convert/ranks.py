@@ -93,7 +93,7 @@ def from_tekken(
             base64.b64decode(entry["token_bytes"], validate=True): count + entry["rank"]
             for entry in document["vocab"][: size - count]
         }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise InvalidFile(f"{path} is damaged ({error!r}); download it again") from None
     row = pretokenizers.TABLE["tekken"]
     if config.get("pattern") != row.patterns[0]:

@@ -188,7 +188,11 @@ def _fill_pieces(
 ) -> None:
     """The pieces of a tokenizer.json's model, with scores in the order of its merges."""
     vocabulary, unknown = stored.get("vocab"), stored.get("unk_token")
-    if not isinstance(vocabulary, dict) or unknown not in vocabulary:
+    if (
+        not isinstance(unknown, str)
+        or not isinstance(vocabulary, dict)
+        or unknown not in vocabulary
+    ):
         raise InvalidFile(f"{path} has no vocabulary, or no unknown token; download it again")
     options = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges")
     if not stored.get("fuse_unk") or any(stored.get(option) for option in options):
@@ -202,7 +206,7 @@ def _fill_pieces(
         by_id[token] = text
     if len(by_id) != len(vocabulary) or max(by_id) != len(by_id) - 1:
         raise InvalidFile(f"{path} leaves out an id or gives it twice; download it again")
-    special = {str(unknown), *_BYTES, *(entry.content for entry in added.values())}
+    special = {unknown, *_BYTES, *(entry.content for entry in added.values())}
     scores = _scores(path, vocabulary, stored.get("merges"), special)
     for token in range(len(by_id)):
         text = by_id[token]

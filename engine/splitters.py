@@ -78,7 +78,9 @@ class Keys:
             values = np.empty(0)
         if values.shape != (count,) or values.dtype.kind not in "iuf":
             raise self.broken(key, f"is no array of {count} numbers, one for every token")
-        if not np.isfinite(values).all():
+        with np.errstate(over="ignore"):  # a double may be none of the floats it becomes
+            finite = np.isfinite(values.astype(np.float32)).all()
+        if not finite:
             raise self.broken(key, "holds a number that is not finite")
         return values.tolist()
 

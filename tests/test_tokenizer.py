@@ -354,6 +354,7 @@ HOSTILE: dict[str, Mapping[str, Any]] = {
 }  # fmt: skip
 SPM_HOSTILE: dict[str, Mapping[str, Any]] = {
     "scores": {"scores": np.zeros(3)}, "scores nan": {"scores": np.full(6, np.nan)},
+    "scores large": {"scores": np.full(6, 1e308)},
     "no scores": {"scores": None}, "no token_type": {"token_type": None},
     "token_type bytes": {"token_type": np.array([2, 6, 1, 3, 3, 4])},
     "unknown_token_id": {"unknown_token_id": 99},

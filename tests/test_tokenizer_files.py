@@ -168,7 +168,9 @@ def test_sentencepiece_from_merges(legacy: bool, tmp_path: Path) -> None:
         assert ours.decode(ids) == original.decode(ids)
     assert (ours.bos_id, ours.add_bos, ours.add_eos) == (1, True, False)
     document = json.loads(original.to_str())
-    for spoil in (
+    with pytest.raises(InvalidFile, match="no unknown token"):
+        read_tokenizer(save(folder, tokenizer=spoil(document, "model", "unk_token", value={})), 390)
+    for spoil_it in (
         lambda d: d["model"]["merges"].append(["a", "x"]),
         lambda d: d["model"]["merges"].pop(),
         lambda d: d["model"]["merges"].append(d["model"]["merges"][0]),
@@ -177,7 +179,7 @@ def test_sentencepiece_from_merges(legacy: bool, tmp_path: Path) -> None:
         lambda d: d.update(pre_tokenizer={"type": "Metaspace", "replacement": "▁", "split": True}),
         lambda d: d["model"].update(fuse_unk=False),
     ):  # fmt: skip
-        spoil(spoilt := json.loads(json.dumps(document)))
+        spoil_it(spoilt := json.loads(json.dumps(document)))
         with pytest.raises(KeelbackError, match=r"put the tokenizer\.model it was made"):
             read_tokenizer(save(folder, tokenizer=spoilt), 390)
         shutil.copy(source, folder / "tokenizer.model")  # with the model it is not needed
