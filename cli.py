@@ -130,9 +130,7 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
 @main.command()
 @click.argument("checkpoint", type=click.Path())
 @click.option(
-    "-o",
-    "--outfile",
-    "target",
+    *("-o", "--outfile", "target"),
     metavar="FILE",
     help="The file to write; without: NAME-TYPE.gguf here.",
 )
@@ -142,12 +140,15 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
     type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
     help="Type of the matrices.",
 )
-def convert(checkpoint: str, target: str | None, outtype: str) -> None:
-    """Convert a Hugging Face checkpoint folder to GGUF."""
+@click.option(
+    "--tokenizer", metavar="PATH", help="Take the vocabulary of another folder, or of a file."
+)  # fmt: skip
+def convert(checkpoint: str, target: str | None, outtype: str, tokenizer: str | None) -> None:
+    """Convert a Hugging Face checkpoint, a folder or one file in it, to GGUF."""
     from .convert import convert as convert_checkpoint
 
     with bar("converting") as report:
-        path = convert_checkpoint(checkpoint, target, outtype, notice, report)
+        path = convert_checkpoint(checkpoint, target, outtype, notice, report, tokenizer)
     click.echo(f"{path}: {size(path.stat().st_size)}")
 
 

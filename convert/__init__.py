@@ -39,11 +39,13 @@ def convert(
     outtype: str = "auto",
     notice: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    tokenizer: str | Path | None = None,
 ) -> Path:
     """Convert a checkpoint, a folder or one file in it, to a GGUF file and return the file's path.
 
     target: default `<the checkpoint's name>-<TYPE>.gguf` here. outtype: one of OUTTYPES; "auto"
-    keeps the checkpoint's own precision. `notice` is told what the file cannot say to llama.cpp,
+    keeps the checkpoint's own precision. tokenizer: a folder or file to take the vocabulary from,
+    where it is not in the checkpoint. `notice` is told what the file cannot say to llama.cpp,
     and what is left out; `progress` the bytes done and in all. Raises UnsupportedModel, InvalidFile
     or InvalidInput; nothing is half-written then.
     """
@@ -61,7 +63,9 @@ def convert(
         )
     for remark in plan.remarks:
         notice(remark)
-    write_gguf(path, plan, metadata_for(source, plan, block, notice), block, progress)
+    vocabulary = None if tokenizer is None else Path(tokenizer)
+    metadata = metadata_for(source, plan, block, notice, vocabulary)
+    write_gguf(path, plan, metadata, block, progress)
     return path
 
 
@@ -104,11 +108,15 @@ def metadata_for(
     plan: Plan,
     block: BlockFormat,
     notice: Callable[[str], None],
+    vocabulary: Path | None,
 ) -> dict[str, Any]:
     """All pairs of the file but the architecture, which the writer adds."""
-    tokenizer = read_tokenizer(checkpoint.folder, plan.keys["vocab_size"])
+    tokenizer = read_tokenizer(checkpoint.folder, plan.keys["vocab_size"], notice, vocabulary)
     if tokenizer["tokenizer.ggml.model"] == "none":
-        notice("the checkpoint has no tokenizer; prompts and answers will be token ids")
+        notice(
+            "the checkpoint has no tokenizer; prompts and answers will be token ids (--tokenizer "
+            "takes one from elsewhere)"
+        )
     return {
         "general.type": "model",
         "general.name": checkpoint.name,

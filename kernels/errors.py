@@ -54,9 +54,9 @@ def refuse_panics(reader: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(reader)
-    def guarded(path: Any, *arguments: Any) -> Any:
+    def guarded(path: Any, *arguments: Any, **named: Any) -> Any:
         try:
-            return reader(path, *arguments)
+            return reader(path, *arguments, **named)
         except BaseException as error:
             if type(error).__name__ != "PanicException":
                 raise

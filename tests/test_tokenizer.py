@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import random
@@ -16,113 +15,47 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, processors, trainers
-from tokenizers.normalizers import NFC, NFD, NFKC, Lowercase, Strip
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Punctuation, Sequence, Split
+from tokenizers import AddedToken, decoders, models
+from tokenizers.normalizers import NFC, NFD, NFKC, Lowercase, Replace, Strip
+from tokenizers.normalizers import Sequence as Normalizers
+from tokenizers.pre_tokenizers import ByteLevel, Sequence
 
 from keelback.convert import config as convert_config
-from keelback.convert import tokenizer as convert_tokenizer
 from keelback.convert.tokenizer import read_tokenizer
+from keelback.convert.tokenizer_settings import Settings
 from keelback.engine import tokenizer as engine_tokenizer
 from keelback.engine.tokenizer import Tokenizer
 from keelback.kernels.errors import InvalidFile, InvalidInput, KeelbackError, UnsupportedModel
 from keelback.kernels.formats import pretokenizers, spm
 from keelback.kernels.formats.gguf import GGUF
+from vocabularies import (
+    CL100K,
+    DIGITS,
+    GPT2,
+    HERE,
+    LINES,
+    LLAMA3,
+    SPELLINGS,
+    TEKKEN,
+    frame,
+    make,
+    regex,
+    save,
+    sentencepiece_model,
+)
 
-HERE = Path("model.gguf")
 PACKAGE = Path(engine_tokenizer.__file__).parents[1]
-CORPUS = [
-    "The state of a recurrent model is all it remembers, and it's never more than that.",
-    "They'll say WE'VE 12 12345 snakes; don't you? Yes!!\n\nNo...\r\n\tdef f(x): return x**2",
-    "naïve café e\u0301 日本語 中文 한국어 Привет 😀 👩‍👩‍👧  spaces   and\u00a0more \0 \x1b",
-    "<think> [INST] </s> <|end|> keelback Keelback KEELBACK camelCase HTTPServer a/b//c ▁ ½ ²",
-]
-EDGES = ("", " ", "  x", "\n", "x ", "a<pre>xx<pre> <pre>")
-LINES = [*CORPUS, *"".join(CORPUS).split(" "), *EDGES, *pretokenizers.probes()[:40]]
-
-
-def regex(pattern: str) -> Sequence:
-    """The usual spelling: a pattern, then bytes."""
-    return Sequence([Split(Regex(pattern), "isolated"), ByteLevel(False, use_regex=False)])
-
-
-CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-LLAMA3 = CL100K % "{1,3}"
-QWEN35 = (CL100K % "").replace(r"]?\p{L}+", r"]?[\p{L}\p{M}]+").replace(r"\s\p{L}", r"\s\p{L}\p{M}")
-TEKKEN = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-GPT2, DIGITS = ByteLevel(add_prefix_space=False), Digits(individual_digits=True)
-TRIPLES = Split(Regex("[0-9][0-9][0-9]"), "isolated")
-# As checkpoints spell them: the normaliser, the pre-tokenizer, ignore_merges.
-SPELLINGS: dict[str, tuple[Any, Any, bool]] = {
-    "gpt-2": (None, GPT2, False),
-    "olmo": (NFC(), GPT2, False),
-    "qwen2": (NFC(), regex(CL100K % ""), False),
-    "qwen35": (NFC(), regex(QWEN35), False),
-    "llama-bpe": (None, regex(LLAMA3), True),
-    "dbrx": (None, regex(LLAMA3), False),
-    "starcoder": (None, Sequence([DIGITS, GPT2]), False),
-    "command-r": (NFC(), Sequence([DIGITS, GPT2]), False),
-    "falcon": (None, Sequence([Punctuation("contiguous"), GPT2, TRIPLES]), False),
-    "tekken": (None, regex(TEKKEN), True),
-}
-
-
-def make(name: str = "olmo", unknown: str | None = None) -> tokenizers.Tokenizer:
-    """A byte-level BPE of 404 tokens, split as `name` is in checkpoints; 0 and 1 are special."""
-    tokenizer = tokenizers.Tokenizer(models.BPE(unk_token=unknown))
-    tokenizer.normalizer, tokenizer.pre_tokenizer, ignore_merges = SPELLINGS[name]
-    tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken("<|begin|>", normalized=False), AddedToken("<|end|>", normalized=False)]
-    settings = {"vocab_size": 400, "special_tokens": special, "show_progress": False}
-    trainer = trainers.BpeTrainer(initial_alphabet=ByteLevel.alphabet(), **settings)
-    tokenizer.train_from_iterator(CORPUS * 3, trainer)
-    tokenizer.model.ignore_merges = ignore_merges
-    tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("   ")])
-    tokenizer.add_tokens(
-        [AddedToken("<pre>", special=True), AddedToken("<pre>x", normalized=False)]
-    )
-    return tokenizer
-
-
-def save(folder: Path, original: tokenizers.Tokenizer | None = None, /, **files: Any) -> Path:
-    """A checkpoint folder: tokenizer.json and `name=content` for other JSON files."""
-    if original is not None:
-        original.save(str(folder / "tokenizer.json"))
-    for name, content in files.items():
-        (folder / f"{name}.json").write_text(json.dumps(content), "utf-8")
-    return folder
-
-
-def frame(tokenizer: tokenizers.Tokenizer, single: str) -> None:
-    special = [("<|begin|>", 0), ("<|end|>", 1)]
-    tokenizer.post_processor = processors.TemplateProcessing(single, special_tokens=special)
-
-
-@pytest.fixture(scope="module")
-def sentencepiece_model() -> bytes:
-    """A trained SentencePiece BPE with byte fallback, 380 pieces."""
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line.replace("\0", "") for line in CORPUS * 3), model_writer=out,
-        model_type="bpe", vocab_size=380, byte_fallback=True, normalization_rule_name="identity",
-        remove_extra_whitespaces=False, control_symbols=["[INST]"], character_coverage=0.98,
-        user_defined_symbols=["<think>"], minloglevel=2,
-    )  # fmt: skip
-    return out.getvalue()
 
 
 def test_behaviours_are_told_apart() -> None:
     build, pieces = pretokenizers.build, pretokenizers._pieces
-    seen = {name: list(pieces(*build(row))) for name, row in pretokenizers.TABLE.items()}
+    seen = {name: list(pieces(build(row)[1])) for name, row in pretokenizers.TABLE.items()}
     alike = [pair for pair in combinations(seen, 2) if seen[pair[0]] == seen[pair[1]]]
-    assert alike == [("llama-bpe", "dbrx")]  # these differ in ignore_merges
+    # These differ in the normaliser or in ignore_merges.
+    assert alike == [
+        ("gpt-2", "olmo"), ("qwen2", "bailingmoe"), ("llama-bpe", "dbrx"),
+        ("starcoder", "command-r"),
+    ]  # fmt: skip
     assert set(pretokenizers.ALIASES.values()) <= set(pretokenizers.TABLE)
     assert pretokenizers.find("mpt") is pretokenizers.TABLE["olmo"]
 
@@ -130,9 +63,8 @@ def test_behaviours_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("normalizer", "pre_tokenizer"),
     [
-        (NFKC(), GPT2), (NFD(), GPT2), (Lowercase(), GPT2), (Strip(), GPT2),
         (None, ByteLevel(add_prefix_space=True)), (None, ByteLevel(False, use_regex=False)),
-        (None, regex(CL100K % "")), (NFC(), regex(LLAMA3)), (None, regex(CL100K % "{1,2}")),
+        (None, regex(CL100K % "{1,2}")), (NFC(), regex(CL100K % "{1,2}")),
         (None, regex(LLAMA3.replace("(?i:", "(?:"))),
         (None, regex(LLAMA3.replace("[\\r\\n]*", ""))),
         (None, regex(TEKKEN.replace("[\\r\\n/]", "[\\r\\n]"))),
@@ -144,6 +76,19 @@ def test_an_unknown_splitting_is_refused(normalizer: Any, pre_tokenizer: Any) ->
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
     with pytest.raises(UnsupportedModel, match="none of the pre-tokenizers"):
         pretokenizers.recognise(tokenizer)
+
+
+@pytest.mark.parametrize("normalizer", [NFKC(), NFD(), Lowercase(), Strip(), Replace("ab", "c")])
+def test_an_unknown_normaliser_is_refused(normalizer: Any) -> None:
+    tokenizer = make()
+    for found in (normalizer, Normalizers([NFC(), normalizer])):
+        tokenizer.normalizer = found
+        with pytest.raises(UnsupportedModel, match="keelback knows NFC"):
+            pretokenizers.recognise(tokenizer)
+    tokenizer.normalizer = Normalizers([NFC()])
+    assert pretokenizers.recognise(tokenizer) == ("olmo", "NFC", False)
+    tokenizer.normalizer = Normalizers([])
+    assert pretokenizers.recognise(tokenizer) == ("gpt-2", None, False)
 
 
 OPTIONS = {
@@ -160,19 +105,40 @@ def test_options_without_a_key_are_refused(option: str) -> None:
         pretokenizers.recognise(tokenizer)
 
 
-def test_ignore_merges_must_agree_and_a_dead_unknown_token_may_be_named() -> None:
-    (qwen := make("qwen2")).model.ignore_merges = True
-    with pytest.raises(UnsupportedModel, match="ignore_merges = True"):
-        pretokenizers.recognise(qwen)
-    assert pretokenizers.recognise(make(unknown="<|end|>")) == "olmo"  # never reached: allowed
+def test_a_dead_unknown_token_may_be_named() -> None:
+    assert pretokenizers.recognise(make(unknown="<|end|>")).name == "olmo"
 
 
-def test_model_file_round_trip(sentencepiece_model: bytes) -> None:
-    model = spm.parse(sentencepiece_model, HERE)
+@pytest.mark.parametrize(
+    ("like", "normalizer", "ignores", "name", "keys"),
+    [
+        ("qwen2", NFC(), True, "qwen2", {"ignore_merges": True}),
+        ("llama-bpe", NFC(), False, "dbrx", {"normalizer": "NFC"}),
+        ("tekken", None, False, "tekken", {"ignore_merges": False}),
+        ("qwen35", None, False, "qwen35", {"normalizer": "none"}),
+    ],
+)
+def test_what_no_name_stands_for_has_keys_of_its_own(
+    like: str, normalizer: Any, ignores: bool, name: str, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    (original := make(like)).model.ignore_merges = ignores
+    original.normalizer = normalizer
+    said: list[str] = []
+    pairs = read_tokenizer(save(tmp_path, original), 410, said.append)
+    assert pairs["tokenizer.ggml.pre"] == name and len(said) == ("ignore_merges" in keys)
+    found = {key.split(".")[-1]: pairs[key] for key in pairs if key.endswith(tuple(keys))}
+    assert found == keys
+    ours = Tokenizer.from_metadata(pairs, HERE)
+    for line in LINES:
+        assert ours.encode(line, add_special=False) == original.encode(line).ids
+
+
+def test_model_file_round_trip() -> None:
+    model = spm.parse(sentencepiece_model(), HERE)
     again = spm.serialise(model)
     assert spm.parse(again, HERE) == model
     load = sentencepiece.SentencePieceProcessor
-    ours, theirs = load(model_proto=again), load(model_proto=sentencepiece_model)
+    ours, theirs = load(model_proto=again), load(model_proto=sentencepiece_model())
     assert [ours.encode(line) for line in LINES] == [theirs.encode(line) for line in LINES]
     assert model.pieces[3] == spm.Piece("[INST]", 0.0, spm.TokenType.CONTROL)
     assert (model.pad_id, model.byte_fallback, model.model_type) == (-1, True, spm.BPE)
@@ -189,12 +155,12 @@ def test_model_file_round_trip(sentencepiece_model: bytes) -> None:
         (b"\x12\x03\x1a\x01a", "bytes where"),
     ],
 )  # fmt: skip
-def test_damaged_model_files(data: bytes, what: str, sentencepiece_model: bytes) -> None:
+def test_damaged_model_files(data: bytes, what: str) -> None:
     with pytest.raises(InvalidFile, match=f"model.gguf.*{what}"):
         spm.parse(data, HERE)
     draw = random.Random(what)
     for _ in range(40):
-        mutated = bytearray(sentencepiece_model[: draw.randrange(1, len(sentencepiece_model))])
+        mutated = bytearray(sentencepiece_model()[: draw.randrange(1, len(sentencepiece_model()))])
         mutated[draw.randrange(len(mutated))] = draw.randrange(256)
         with contextlib.suppress(InvalidFile):  # and nothing else
             spm.parse(bytes(mutated), HERE)
@@ -255,10 +221,10 @@ def test_merges_as_strings_and_as_pairs(tmp_path: Path) -> None:
         read_tokenizer(save(folder, tokenizer=document), 404)
 
 
-def test_sentencepiece_is_rebuilt(tmp_path: Path, sentencepiece_model: bytes) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model)
+def test_sentencepiece_is_rebuilt(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model())
     save(tmp_path, tokenizer_config={"tokenizer_class": "LlamaTokenizer"})
-    original = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model)
+    original = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model())
     ours = Tokenizer.from_metadata(read_tokenizer(tmp_path, 410), HERE)
     for line in (line for line in LINES if "<think>" not in line):
         ids = original.encode(line)
@@ -268,7 +234,7 @@ def test_sentencepiece_is_rebuilt(tmp_path: Path, sentencepiece_model: bytes) ->
     assert ours.piece(original.piece_to_id("<0x0A>")) == b"\n"
     assert ours.decode([1, *ours.encode("x", add_special=False), 2, 405]) == "x"
     # Special tokens are cut out, and only a text's very start gets a space in front.
-    bare = spm.parse(sentencepiece_model, HERE)
+    bare = spm.parse(sentencepiece_model(), HERE)
     bare.add_dummy_prefix = False
     rest = sentencepiece.SentencePieceProcessor(model_proto=spm.serialise(bare)).encode
     think, inst = original.piece_to_id("<think>"), original.piece_to_id("[INST]")
@@ -277,12 +243,12 @@ def test_sentencepiece_is_rebuilt(tmp_path: Path, sentencepiece_model: bytes) ->
     assert ours.encode("[INST]a") == [1, inst, *rest("a")]
 
 
-def test_other_sentencepiece_models_are_refused(tmp_path: Path, sentencepiece_model: bytes) -> None:
+def test_other_sentencepiece_models_are_refused(tmp_path: Path) -> None:
     for setting, value in {
         "model_type": spm.UNIGRAM, "precompiled_charsmap": b"x", "escape_whitespaces": False,
         "denormalizer_charsmap": b"x", "treat_whitespace_as_suffix": True,
     }.items():  # fmt: skip
-        model = spm.parse(sentencepiece_model, HERE)
+        model = spm.parse(sentencepiece_model(), HERE)
         setattr(model, setting, value)
         (tmp_path / "tokenizer.model").write_bytes(spm.serialise(model))
         with pytest.raises(UnsupportedModel, match="cannot be converted"):
@@ -297,7 +263,8 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], dict[str, Any], str]] = {
     "two BOS": (lambda t: frame(t, "<|begin|> <|begin|> $A"), {}, "in front of"),
     "other BOS": (lambda t: frame(t, "<|end|> $A"), {"bos_token": "<|begin|>"}, "in front of"),
     "rstrip": (adding("<x>", rstrip=True, normalized=False), {}, '"rstrip"'),
-    "normalised": (adding("<x>", normalized=True), {}, "normalisation"),
+    "normalised": (adding("<e\u0301>", normalized=True), {}, "normalisation"),
+    "combining": (adding("\u0301>", normalized=True), {}, "normalisation"),
     "misread": (adding("Ġx", normalized=False), {}, "written as ' x'"),
     "decoder": (lambda t: setattr(t, "decoder", decoders.Fuse()), {}, "decoder other than"),
     "too many": (lambda t: t.add_tokens([f"{i} x" for i in range(20)]), {}, "410 rows"),
@@ -350,6 +317,10 @@ def test_small_metadata() -> None:
     for key in ("model", "pre"):
         with pytest.raises(UnsupportedModel, match=rf"tokenizer\.ggml\.{key} is 'klingon'"):
             load(**{key: "klingon"})
+    for key in ("normalizer", "prepend_scheme"):
+        spoilt = {key: "klingon", "model": "llama" if key == "prepend_scheme" else "gpt2"}
+        with pytest.raises(UnsupportedModel, match=rf"tokenizer\.ggml\.{key} is 'klingon'"):
+            load(**spoilt, scores=np.zeros(6))
     with pytest.warns(UserWarning, match="does not name its pre-tokenizer"):
         assert load(pre=None).encode("ab") == [2]
 
@@ -360,6 +331,9 @@ def test_ordinary_pieces_are_no_ends() -> None:
     ours = load(tokens=tokens, token_type=types, merges=[])
     assert (ours.bos_id, ours.eos_id, ours.eog_ids) == (None, None, {13})
     assert ours.decode([12, 13]) == "</s>"  # the end is a control token now
+    # A key may name it, as old files do whose tokens are all ordinary.
+    ours = load(tokens=tokens, token_type=types, merges=[], eos_token_id=12)
+    assert ours.encode("</s>a") == [12, 0]
     types[11] = 3
     assert load(tokens=tokens, token_type=types, merges=[]).eos_id == 11
 
@@ -372,10 +346,18 @@ HOSTILE: dict[str, Mapping[str, Any]] = {
     "merges triple": {"merges": ["a b b"]}, "no merges": {"merges": None},
     "bos_token_id": {"bos_token_id": 6}, "eos_token_id": {"eos_token_id": "x"},
     "add_bos_token": {"add_bos_token": True}, "eot_token_id": {"eot_token_id": -1},
-    "add_eos_token": {"add_eos_token": 1},
+    "add_eos_token": {"add_eos_token": 1}, "tokens surrogate": {"tokens": ["\ud800", *"bcdef"]},
+    "tokens long": {"tokens": ["x" * 9000, *"bcdef"]}, "ignore_merges": {"ignore_merges": 1},
+    "merges many": {"merges": ["a b"] * ((1 << 21) + 1)},
+    "token_type ragged": {"token_type": [[1], [1, 2]]},
+    "token_type special": {
+        "tokens": [str(token) for token in range(70_000)], "token_type": np.full(70_000, 4),
+        "merges": [],
+    },
 }  # fmt: skip
 SPM_HOSTILE: dict[str, Mapping[str, Any]] = {
     "scores": {"scores": np.zeros(3)}, "scores nan": {"scores": np.full(6, np.nan)},
+    "scores large": {"scores": np.full(6, 1e308)},
     "no scores": {"scores": None}, "no token_type": {"token_type": None},
     "token_type bytes": {"token_type": np.array([2, 6, 1, 3, 3, 4])},
     "unknown_token_id": {"unknown_token_id": 99},
@@ -407,7 +389,7 @@ def test_a_checkpoints_files_are_its_own_and_of_a_size(tmp_path: Path, monkeypat
     secret.write_text("a key")
     folder.mkdir()
     template, config = folder / "chat_template.jinja", folder / "config.json"
-    settings = convert_tokenizer._Settings(folder)
+    settings = Settings(folder, folder)
     template.symlink_to(secret)
     with pytest.raises(InvalidFile, match=r"chat_template\.jinja is a link out of the checkpoint"):
         settings.chat_templates()
@@ -416,20 +398,20 @@ def test_a_checkpoints_files_are_its_own_and_of_a_size(tmp_path: Path, monkeypat
     snapshot.mkdir(parents=True)
     (blobs / "2").write_text("own")
     (snapshot / "chat_template.jinja").symlink_to("../../blobs/2")
-    own = convert_tokenizer._Settings(snapshot).chat_templates()
+    own = Settings(snapshot, snapshot).chat_templates()
     assert own == {"tokenizer.chat_template": "own"}
     config.symlink_to("/dev/zero")
     with pytest.raises(InvalidFile, match="no ordinary file"):
-        convert_tokenizer._Settings(folder)
+        Settings(folder, folder)
     config.unlink()
     os.mkfifo(config)
     with pytest.raises(InvalidFile, match="no ordinary file"):
-        convert_tokenizer._Settings(folder)
+        Settings(folder, folder)
     config.unlink()
     config.write_text("{}" + " " * 99)
     monkeypatch.setattr(convert_config, "_LARGEST_FILE", 100)
     with pytest.raises(InvalidFile, match="larger than"):
-        convert_tokenizer._Settings(folder)
+        Settings(folder, folder)
 
 
 def test_a_pattern_that_takes_for_ever_is_refused(tmp_path: Path, monkeypatch):
@@ -443,5 +425,5 @@ def test_a_pattern_that_takes_for_ever_is_refused(tmp_path: Path, monkeypatch):
     slow.pre_tokenizer = regex(r"(\s|\w|.)*(\s|\w|.)*x")
     slow.save(str(tmp_path / "tokenizer.json"))
     monkeypatch.setattr(pretokenizers, "_PATIENCE", 60.0)
-    with pytest.raises(InvalidFile, match="retry-limit"):
+    with pytest.raises(UnsupportedModel, match="it is not run"):
         read_tokenizer(tmp_path, 1)

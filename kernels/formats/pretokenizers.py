@@ -1,17 +1,20 @@
 """What a GGUF says about a vocabulary by name alone: its pre-tokenizer, and the texts that end.
 
 `tokenizer.ggml.pre` stands for patterns, a normaliser and two defaults. Source: the patterns are
-those of the checkpoints' tokenizer.json files, under the names llama.cpp gives them.
+those of the checkpoints' tokenizer.json files, under the names llama.cpp gives them; where its own
+spelling of a pattern splits otherwise, the checkpoints are right. llama.cpp has no normaliser: a
+row has the one of the vocabularies that the name was made for.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UnsupportedModel
 
@@ -23,22 +26,59 @@ _PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 
+_DIGITS = r"\p{N}{1,3}"
+
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_PUNCTUATION}|{_SPACES}"
 _QWEN35 = (
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
     rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
 )
-_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_PUNCTUATION}|{_SPACES}"
-_TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{_DIGITS}|{_PUNCTUATION}|{_SPACES}"
+
+
+def _cased(upper: str, lower: str, tail: str) -> str:
+    """Words that a change of case ends, each with what may follow it."""
+    start = r"[^\r\n\p{L}\p{N}]?"
+    return rf"{start}{upper}*{lower}+{tail}|{start}{upper}+{lower}*{tail}"
+
+
+_TEKKEN = rf"{_cased(_UPPER, _LOWER, '')}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
+_GPT4O = (
+    rf"{_cased(_UPPER, _LOWER, _CONTRACTIONS + '?')}|{_DIGITS}"
     rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
 )
+# llama.cpp takes all letters but Han for one kind here; Kimi's own pattern minds the case.
+_NOT_HAN = r"&&[^\p{Han}]]"
+_KIMI = (
+    r"[\p{Han}]+|"
+    rf"{_cased(_UPPER[:-1] + _NOT_HAN, _LOWER[:-1] + _NOT_HAN, _CONTRACTIONS + '?')}|{_DIGITS}"
+    rf"|{_PUNCTUATION}|{_SPACES}"
+)
+_DEEPSEEK_V3 = (
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|{_SPACES}"
+)
+# The letters that have a capital and a small form.
+_DEEPSEEK_LETTERS = (
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-"
+    "ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛ"
+    "Ꜣ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+_DEEPSEEK_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_DEEPSEEK_LLM = (
+    "[\r\n]", rf"\s?[{_DEEPSEEK_LETTERS}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$",
+    _DEEPSEEK_CJK, r"\p{N}",
+)  # fmt: skip
+_DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, r"\p{N}")
 
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
-    """Patterns, each splitting what the one before left, and what else goes with the name."""
+    """Patterns, each splitting what the one before left, and what else goes with the name.
+
+    With `ignore_merges` a piece that is a token as a whole is that token, whatever the merges say.
+    """
 
     patterns: tuple[str, ...]
     normalizer: str | None = None
@@ -57,24 +97,34 @@ TABLE = {
     "command-r": PreTokenizer((r"\p{N}", _GPT2), "NFC"),
     "falcon": PreTokenizer((r"[\p{P}$+<=>^~|`]+", _GPT2, "[0-9][0-9][0-9]")),
     "tekken": PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True),
+    "gpt-4o": PreTokenizer((_GPT4O,)),
+    "kimi-k2": PreTokenizer((_KIMI,)),
+    # Its own pattern is spelled otherwise and splits alike.
+    "bailingmoe": PreTokenizer((_QWEN2,)),
+    "deepseek-v3": PreTokenizer((_DIGITS, "[\u4e00-\u9fa5\u3040-\u30ff]+", _DEEPSEEK_V3)),
+    "deepseek-llm": PreTokenizer(_DEEPSEEK_LLM),
+    "deepseek-coder": PreTokenizer(_DEEPSEEK_CODER),
     "default": PreTokenizer((r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
 }
-ALIASES = {
-    "phi-2": "gpt-2",
-    "mpt": "olmo",
-    "gpt-neox": "olmo",
-    "deepseek-r1-qwen": "qwen2",
-    "stablelm2": "qwen2",
-    "llama3": "llama-bpe",
-    "llama-v3": "llama-bpe",
-    "falcon3": "llama-bpe",
-    "falcon-h1": "llama-bpe",
-    "lfm2": "llama-bpe",
-    "pixtral": "llama-bpe",
-    "smaug-bpe": "dbrx",
-    "refact": "starcoder",
-    "smollm": "starcoder",
+_SAME = {
+    "gpt-2": "phi-2 gigachat a.x-4.0 mellum exaone4 jais trillion granite-docling",
+    "olmo": "mpt gpt-neox",
+    "qwen2": "deepseek-r1-qwen stablelm2 megrez kormo f2llmv2",
+    "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 lfm2 pixtral midm-2.0",
+    "dbrx": "smaug-bpe chatglm-bpe",
+    "starcoder": "refact smollm codeshell exaone minerva-7b mellum2",
+    "gpt-4o": "llama4 kanana2 talkie minimax-m2",
+    "bailingmoe": "bailingmoe2 llada-moe",
+    "deepseek-v3": "hunyuan-dense joyai-llm hy_v4",
 }
+ALIASES = {alias: name for name, aliases in _SAME.items() for alias in aliases.split()}
+
+#: GPT-2's alphabet: printable bytes stand for themselves, the others for U+0100 and up.
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+BYTES = {chr(byte): byte for byte in _PRINTABLE}
+BYTES |= {chr(0x100 + place): byte for place, byte in enumerate(_OTHERS)}
+SYMBOLS = {byte: symbol for symbol, byte in BYTES.items()}
 
 # Tokens whose text alone ends a generation: many files mark only one of them as such.
 END_TEXTS = (
@@ -135,15 +185,27 @@ def build(row: PreTokenizer) -> tuple[Any, Any]:
     return normalizer, pre_tokenizers.Sequence([*splits, to_bytes])
 
 
-def recognise(tokenizer: tokenizers.Tokenizer) -> str:
+class Recognised(NamedTuple):
+    """A name, and what the tokenizer does where it differs from what the name stands for."""
+
+    name: str
+    normalizer: str | None
+    ignore_merges: bool
+
+
+def recognise(tokenizer: tokenizers.Tokenizer) -> Recognised:
     """The `tokenizer.ggml.pre` name of a byte-level BPE, found by what it does to the probes.
 
-    Raises UnsupportedModel when no known name does the same to every one of them.
+    Raises UnsupportedModel when no known patterns do the same to every one of them, or when text
+    is normalised in another way than NFC.
     """
     _check_options(tokenizer)
     if tokenizer.pre_tokenizer is None:
         raise UnsupportedModel("the tokenizer has no pre-tokenizer, so GGUF has no name for it")
-    observed = list(_pieces(tokenizer.normalizer, tokenizer.pre_tokenizer))
+    stored: Any = tokenizer.normalizer
+    # An empty sequence of normalisers is one, and false.
+    normalizer = check_normalizer(None if stored is None else json.loads(stored.__getstate__()))
+    observed = list(_pieces(tokenizer.pre_tokenizer))
     alike = [name for name, row in TABLE.items() if _behaves(row, observed)]
     if not alike:
         raise UnsupportedModel(
@@ -151,26 +213,47 @@ def recognise(tokenizer: tokenizers.Tokenizer) -> str:
             f"({', '.join(TABLE)}), so its ids could not be reproduced"
         )
     ignores = bool(tokenizer.model.ignore_merges)
-    names = [name for name in alike if TABLE[name].ignore_merges == ignores]
-    if len(names) != 1:
-        raise UnsupportedModel(
-            f"the tokenizer splits text as {' or '.join(alike)} and has ignore_merges = {ignores}, "
-            "a combination GGUF has no name for"
-        )
-    return names[0]
+
+    def distance(name: str) -> tuple[bool, bool]:
+        """llama.cpp knows no normaliser, so the other difference matters more."""
+        row = TABLE[name]
+        return row.ignore_merges != ignores, row.normalizer != normalizer
+
+    return Recognised(min(alike, key=distance), normalizer, ignores)
 
 
 def _behaves(row: PreTokenizer, observed: list[list[str]]) -> bool:
-    return all(a == b for a, b in zip(_pieces(*build(row)), observed, strict=True))
+    return all(a == b for a, b in zip(_pieces(build(row)[1]), observed, strict=True))
 
 
-def _pieces(normalizer: Any, pre_tokenizer: Any) -> Iterator[list[str]]:
+def _pieces(pre_tokenizer: Any) -> Iterator[list[str]]:
     began = time.monotonic()
     for probe in probes():
         if time.monotonic() - began > _PATIENCE:
             raise UnsupportedModel("the tokenizer's patterns take too long to be used on any text")
-        text = normalizer.normalize_str(probe) if normalizer else probe
-        yield [piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)]
+        yield [piece for piece, _ in pre_tokenizer.pre_tokenize_str(probe)]
+
+
+def check_normalizer(node: Any) -> str | None:
+    """ "NFC" or None, from the JSON of a tokenizer's normaliser.
+
+    By its kind and not by trial: a replacement of certain words would show in no probe. Raises
+    UnsupportedModel for any other.
+    """
+    kinds = _kinds(node)
+    if not kinds <= {"NFC"}:
+        names = ", ".join(sorted(kinds))[:200]
+        raise UnsupportedModel(f"the tokenizer normalises text by {names}; keelback knows NFC")
+    return "NFC" if kinds else None
+
+
+def _kinds(node: Any) -> set[str]:
+    if not isinstance(node, dict):
+        return set() if node is None else {str(node)}
+    parts = node.get("normalizers")
+    if node.get("type") == "Sequence" and isinstance(parts, list):
+        return set().union(*map(_kinds, parts))
+    return {str(node.get("type"))}
 
 
 def _check_options(tokenizer: tokenizers.Tokenizer) -> None:
