@@ -360,7 +360,8 @@ def test_sound_files_are_called_so(tiny_file, tmp_path: Path):
     done = tool("check", *files)
     assert done.exit_code == 0 and done.stdout.count(": ok, ") == 5
     facts = json.loads(tool("check", models.DEMO, "--json").stdout)
-    assert facts == [{"file": str(models.DEMO), "tensors": 73, "bytes": 5_078_080, "problems": []}]
+    size = models.DEMO.stat().st_size
+    assert facts == [{"file": str(models.DEMO), "tensors": 73, "bytes": size, "problems": []}]
 
 
 def test_values_and_scales_that_are_not_finite_are_counted(tiny_file, model: Path):
