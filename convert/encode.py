@@ -17,7 +17,7 @@ from ..kernels.formats.blocks import F16, F32, BlockFormat
 from .plan import Part, Tensor
 
 #: Bytes of float32 that are encoded at once: few enough to stay in a processor's cache.
-CHUNK_BYTES = 2 << 20
+CHUNK_BYTES = 1 << 20
 
 #: The largest value a type can hold, where that is less than float32's.
 _LIMITS = {"F16": 65504.0, "BF16": 3.38e38, "Q8_0": 65504.0 * 127}

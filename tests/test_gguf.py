@@ -67,6 +67,18 @@ def test_every_kind_of_value_is_read(tmp_path: Path):
     assert (blocks.dequantize(file.data(info), info.block, info.shape) == values).all()
 
 
+def test_q8_0_is_written_byte_for_byte_as_the_reference_writes_it():
+    values = np.random.RandomState(1).standard_normal((40, 96)).astype(np.float32)
+    values[0], values[1, :64] = np.arange(96) - 47.5, 0
+    # Halves, which are rounded away from zero, and the number just below one.
+    values[2, :32] = 127
+    values[2, 1:8] = 0.5, -0.5, 2.5, -3.5, 0.49999997, 126.5, -126.5
+    values[3] *= np.float32(1e-30)
+    want = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+    got = blocks.quantize(values, blocks.Q8_0)
+    assert got.shape == want.shape and np.array_equal(got, want)
+
+
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0"])
 def test_what_is_encoded_here_decodes_as_the_reference_says(name):
     values = np.random.RandomState(1).standard_normal((5, 64)).astype(np.float32)

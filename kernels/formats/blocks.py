@@ -119,22 +119,23 @@ def quantize(values: np.ndarray, block: BlockFormat) -> np.ndarray:
 
 def _to_q8_0(values: np.ndarray) -> np.ndarray:
     """Blocks of 32 numbers as a float16 scale and whole numbers to 127, as ggml rounds them."""
-    largest = magnitude = np.abs(values)
-    while largest.shape[1] > 1:
-        half = largest.shape[1] // 2
-        largest = np.maximum(largest[:, :half], largest[:, half:])
-    scale = largest / np.float32(127)
+    magnitude = np.abs(values)
+    scale = np.maximum.reduceat(magnitude.reshape(-1), np.arange(0, values.size, 32))
+    scale /= np.float32(127)
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.float32(1) / scale
     inverse[np.isinf(inverse)] = 0
-    scaled = values * inverse
-    # NumPy rounds halves to even numbers and ggml away from zero; there are hardly any.
+    scaled = values * inverse[:, None]
     whole = np.rint(scaled, out=magnitude)
-    halves = np.nonzero(np.abs(scaled - whole) == 0.5)
-    if halves[0].size:
-        whole[halves] = np.trunc(scaled[halves]) + np.sign(scaled[halves])
+    # NumPy rounds halves to even numbers and ggml away from zero; there are hardly any. All in
+    # place: fresh memory costs more than the arithmetic.
+    scaled -= whole
+    halves = np.abs(scaled, out=scaled) == 0.5
+    if halves.any():
+        exact = (values * inverse[:, None])[halves]
+        whole[halves] = np.trunc(exact) + np.sign(exact)
     encoded = np.empty((len(values), 34), np.uint8)
-    encoded[:, :2] = scale.astype(np.float16).view(np.uint8)
+    encoded[:, :2] = scale.astype(np.float16).view(np.uint8).reshape(-1, 2)
     encoded[:, 2:] = whole.astype(np.int8).view(np.uint8)
     return encoded
 
