@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import random
 import shutil
@@ -21,21 +20,18 @@ from keelback.engine import splitters
 from keelback.engine.tokenizer import Tokenizer
 from keelback.kernels.errors import InvalidFile, InvalidInput, KeelbackError, UnsupportedModel
 from keelback.kernels.formats import pretokenizers, spm
-from vocabularies import CORPUS, HERE, LINES, frame, make, metaspace, save, sentencepiece_model
-
-WORDS = " ".join(CORPUS * 3).encode()
-
-
-def ranks(count: int = 300) -> dict[bytes, int]:
-    """Every byte, and pairs of tokens that stand side by side in some text; token -> rank."""
-    draw, found = random.Random(5), [bytes([byte]) for byte in range(256)]
-    while len(found) < count:
-        start, length = draw.randrange(len(WORDS)), draw.randrange(2, 7)
-        token = WORDS[start : start + length]
-        parts = [token[:at] in found and token[at:] in found for at in range(1, length)]
-        if len(token) == length and token not in found and any(parts):
-            found.append(token)
-    return {token: rank for rank, token in enumerate(found)}
+from vocabularies import (
+    HERE,
+    LINES,
+    frame,
+    make,
+    metaspace,
+    ranks,
+    save,
+    sentencepiece_model,
+    tekken,
+    tiktoken_file,
+)
 
 
 def merge_by_rank(ranks: dict[bytes, int], text: bytes) -> list[int]:
@@ -57,10 +53,6 @@ def expected(stored: dict[bytes, int], pre: str, text: str) -> list[int]:
     text = normalizer.normalize_str(text) if normalizer else text
     spans = [span for _, span in pre_tokenizer.pre_tokenize_str(text)]
     return [rank for a, b in spans for rank in merge_by_rank(stored, text[a:b].encode())]
-
-
-def tiktoken_file(stored: dict[bytes, int]) -> bytes:
-    return b"".join(b"%s %d\n" % (base64.b64encode(token), n) for token, n in stored.items())
 
 
 @pytest.mark.parametrize(
@@ -100,13 +92,6 @@ def test_a_program_beside_ranks_must_have_the_known_pattern(tmp_path: Path) -> N
     program.write_text("pat_str = r'.'")
     with pytest.raises(UnsupportedModel, match=r"tokenization_kimi\.py splits text otherwise"):
         read_tokenizer(tmp_path, 400)
-
-
-def tekken(stored: dict[bytes, int], **config: Any) -> dict[str, Any]:
-    sizes = {"default_num_special_tokens": 30, "default_vocab_size": 320}
-    pattern = pretokenizers.TABLE["tekken"].patterns[0]
-    vocab = [{"rank": n, "token_bytes": base64.b64encode(t).decode()} for t, n in stored.items()]
-    return {"config": {"pattern": pattern, **sizes, **config}, "vocab": vocab}
 
 
 def test_tekken_files(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import random
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -154,3 +156,29 @@ def metaspace(source: Path, legacy: bool) -> tokenizers.Tokenizer:
         "<s> $A", special_tokens=[("<s>", ids["<s>"])]
     )
     return tokenizer
+
+
+def ranks(count: int = 300) -> dict[bytes, int]:
+    """Every byte, and pairs of tokens that stand side by side in some text; token -> rank."""
+    words = " ".join(CORPUS * 3).encode()
+    draw, found = random.Random(5), [bytes([byte]) for byte in range(256)]
+    while len(found) < count:
+        start, length = draw.randrange(len(words)), draw.randrange(2, 7)
+        token = words[start : start + length]
+        parts = [token[:at] in found and token[at:] in found for at in range(1, length)]
+        if len(token) == length and token not in found and any(parts):
+            found.append(token)
+    return {token: rank for rank, token in enumerate(found)}
+
+
+def tiktoken_file(stored: dict[bytes, int]) -> bytes:
+    """The file of such ranks."""
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), n) for token, n in stored.items())
+
+
+def tekken(stored: dict[bytes, int], **config: Any) -> dict[str, Any]:
+    """The content of a tekken.json of such ranks."""
+    sizes = {"default_num_special_tokens": 30, "default_vocab_size": 320}
+    pattern = pretokenizers.TABLE["tekken"].patterns[0]
+    vocab = [{"rank": n, "token_bytes": base64.b64encode(t).decode()} for t, n in stored.items()]
+    return {"config": {"pattern": pattern, **sizes, **config}, "vocab": vocab}

@@ -22,6 +22,7 @@ from tokenizers import decoders, models
 import mutate
 import tiny
 import tiny_files
+import vocabularies
 from containers import Gguf, Safetensors
 from keelback.convert import convert
 from keelback.convert.tokenizer import read_tokenizer
@@ -236,14 +237,17 @@ class Tokenizers:
         self.folder.mkdir()
         bpe, llama = _vocabularies()
         self.metadata = [bpe, llama]
-        self.files = [_bpe_files(bpe), _sentencepiece_files(llama)]
-        for i, seed in enumerate(self.metadata):
-            path = folder / f"{i}.json"
-            path.write_text(json.dumps({"metadata": seed}))
-            self.run(path)
-            path.write_text(
-                json.dumps(self._stored(self.files[i], len(seed["tokenizer.ggml.tokens"])))
-            )
+        self.files = [
+            (_bpe_files(bpe), len(bpe["tokenizer.ggml.tokens"])),
+            (_sentencepiece_files(llama), len(llama["tokenizer.ggml.tokens"])),
+            *((files, 700) for files in _ranked_files()),
+        ]
+        path = folder / "seed.json"
+        for seed in [
+            *({"metadata": m} for m in self.metadata),
+            *(self._stored(*f) for f in self.files),
+        ]:
+            path.write_text(json.dumps(seed))
             self.run(path)
 
     def _stored(self, files: dict[str, Any], tokens: int) -> dict[str, Any]:
@@ -254,29 +258,22 @@ class Tokenizers:
         return {"files": spelled, "tokens": tokens}
 
     def mutated(self, random: Random) -> bytes:
-        which = random.randrange(2)
-        metadata, files = self.metadata[which], dict(self.files[which])
-        if random.random() < 0.5:
-            return mutate.to_json({"metadata": mutate.json_value(random, metadata)}).encode(
-                "utf-8", "surrogatepass"
-            )
-        name = random.choice(list(files))
-        if isinstance(files[name], bytes):
+        if random.random() < 0.4:
+            metadata = mutate.json_value(random, random.choice(self.metadata))
+            return mutate.to_json({"metadata": metadata}).encode("utf-8", "surrogatepass")
+        files, tokens = random.choice(self.files)
+        files, name = dict(files), random.choice(list(files))
+        if name.endswith(".model") and isinstance(files[name], bytes) and random.random() < 0.8:
             files[name] = mutate.protobuf(random, files[name])
+        elif isinstance(files[name], bytes):
+            files[name] = mutate.damage(random, files[name])
         elif random.random() < 0.8:
             files[name] = mutate.json_value(random, files[name])
-        tokens = len(metadata["tokenizer.ggml.tokens"])
-        stored = self._stored(
-            files, tokens if random.random() < 0.9 else mutate.near(random, tokens) % 5000
-        )
+        else:
+            files[name] = mutate.damage(random, mutate.to_json(files[name]).encode())
         if random.random() < 0.1:
-            text = (
-                mutate.damage(random, mutate.to_json(self.files[which][name]).encode())
-                if which == 0
-                else b"{"
-            )
-            stored["files"][name] = {"hex": text.hex()}
-        return json.dumps(stored).encode()
+            tokens = mutate.near(random, tokens) % 5000
+        return json.dumps(self._stored(files, tokens)).encode()
 
     def run(self, path: Path) -> None:
         """Rebuild the vocabulary, then write a text with it and read it back."""
@@ -362,6 +359,25 @@ def _sentencepiece_files(metadata: dict[str, Any]) -> dict[str, Any]:
         "added_tokens.json": {"<think>": 259},
         "generation_config.json": {"eos_token_id": 2},
     }
+
+
+def _ranked_files() -> list[dict[str, Any]]:
+    """The forms that are lists of byte strings, and those of the slow classes of transformers."""
+    stored = vocabularies.ranks()
+    fast = vocabularies.make("qwen2")
+    model = json.loads(fast.to_str())["model"]
+    merges = "\n".join(
+        merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]
+    )
+    return [
+        {"tiktoken.model": vocabularies.tiktoken_file(stored), "tokenizer_config.json": {}},
+        {"qwen.tiktoken": vocabularies.tiktoken_file(stored)},
+        {"tekken.json": vocabularies.tekken(stored)},
+        {
+            "vocab.json": model["vocab"], "merges.txt": f"#version: 0.2\n{merges}\n".encode(),
+            "tokenizer_config.json": {"tokenizer_class": "Qwen2Tokenizer"},
+        },
+    ]  # fmt: skip
 
 
 class TorchFiles:
