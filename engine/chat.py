@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InvalidInput
-from .template import render
 from .terminal import read_file
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ def encode_chat(
     BOS is there where the template writes it, as in transformers. Raises InvalidInput for a model
     without a template, and what `render` raises.
     """
+    from .template import render  # most runs are no conversation, and subprocess takes time
+
     tokenizer = model.tokenizer
     if template is None:
         template, origin = tokenizer.chat_template, f"tokenizer.chat_template of {model.file.path}"
