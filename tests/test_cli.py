@@ -247,3 +247,27 @@ def test_ctrl_c_stops_in_the_middle_of_a_long_prompt(tmp_path: Path):
     status, output, delay = interrupted(arguments, 0.5, tmp_path, ready=b"reading")
     assert status == 130 and b"Traceback" not in output and b"generated 0 tokens" in output
     assert delay < 10
+
+
+def test_ctrl_c_ends_the_start_without_a_traceback(tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Press:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Press())\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "keelback", "run", "demo", PROMPT],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 130 and not done.stderr
+
+
+def test_a_process_waits_for_what_is_made_beside_it():
+    lines = "import time\nfrom keelback.engine.threads import early\n"
+    lines += "early(lambda: (time.sleep(0.3), print('made')))"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "made\n"
