@@ -130,9 +130,11 @@ def chat_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--chat-template-kwargs", metavar="JSON", help="Variables for the chat template."
         ),
         click.option(
-            "--chat-template-file", metavar="FILE", help="A Jinja template in place of the model's."
+            "--chat-template-file", metavar="FILE", help="Likewise, from a file."
         ),
-        click.option("--chat-template", metavar="JINJA", help="Likewise, as text."),
+        click.option(
+            "--chat-template", metavar="JINJA", help="A template in place of the model's."
+        ),
         click.option(
             *("-sys", "--system-prompt", "system_prompt"), metavar="TEXT",
             help="A system message before the prompt; implies -st.",

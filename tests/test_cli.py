@@ -106,6 +106,7 @@ def test_convert_writes_a_file_that_runs_on_ids(tmp_path: Path):
 
 TURN = "{{ bos_token }}{% for m in messages %}{{ m.role }}{{ mark }} {{ m.content }}\n{% endfor %}"
 GREEDY = ("-n", "8", "--temp", "0")
+DEEP = '{"a": ' + "[" * 800 + "]" * 800 + "}"
 
 
 def test_a_single_turn_is_the_prompt_by_a_template(tmp_path: Path):
@@ -130,6 +131,9 @@ def test_a_single_turn_is_the_prompt_by_a_template(tmp_path: Path):
         (("--chat-template", "{{ 1 }}", "--chat-template-kwargs", "[]"), "is no JSON object"),
         (("-st", "--chat-template", "{{ 1 }}", "--chat-template-file", "x"), "given twice"),
         (("--chat-template", "{{ raise_exception('no') }}"), "refuses these messages: no"),
+        (("--chat-template", "{{ none_such }}"), "--chat-template makes an empty prompt"),
+        (("--chat-template", "{{ 1 }}", "--chat-template-kwargs", DEEP), "nested too deeply"),
+        (("--chat-template-file", "/dev/zero"), "/dev/zero holds no Jinja template"),
     ],
 )
 def test_what_cannot_be_a_turn_gets_a_sentence(tmp_path: Path, arguments, said: str):
