@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import tiny
+from keelback import models
 
 PROMPT = "It was the"
 
@@ -163,6 +164,16 @@ def test_a_files_names_cannot_steer_the_terminal(tmp_path: Path):
     shown = keelback("info", str(path))
     assert shown.returncode == 0 and "owned" in shown.stdout and "\x1b" not in shown.stdout
     assert "\x1b" not in shown.stdout + refused.stderr
+
+
+def test_a_files_own_name_cannot_steer_the_terminal_either(tmp_path: Path):
+    path = tmp_path / "\x1b]0;owned\x07.gguf"
+    path.write_bytes(models.DEMO.read_bytes())
+    for command in ("info", "plan", "gguf dump", "gguf check"):
+        done = keelback(*command.split(), str(path))
+        assert done.returncode == 0 and "owned" in done.stdout and "\x1b" not in done.stdout
+    done = keelback("gguf", "split", str(path), str(tmp_path / "\x1b]0;part"))
+    assert done.returncode == 0 and "part" in done.stdout and "\x1b" not in done.stdout
 
 
 BAD = {
