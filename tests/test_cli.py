@@ -152,7 +152,7 @@ def test_a_saved_state_does_not_start_a_turn(tmp_path: Path):
 def test_a_files_names_cannot_steer_the_terminal(tmp_path: Path):
     path = tmp_path / "m.gguf"
     writer = gguf.GGUFWriter(path, "toy")
-    writer.add_name("\x1b]0;owned\x07")
+    writer.add_name("\x1b]0;owned\x07" + "x" * 100_000)
     writer.add_tensor("a\x1b[2J", np.zeros(4, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -162,7 +162,7 @@ def test_a_files_names_cannot_steer_the_terminal(tmp_path: Path):
     assert "a name that can be none, 'a\\x1b[2J'" in refused.stderr
     path.write_bytes(path.read_bytes().replace(b"\x1b[2J", b"_[2J"))
     shown = keelback("info", str(path))
-    assert shown.returncode == 0 and "owned" in shown.stdout and "\x1b" not in shown.stdout
+    assert shown.returncode == 0 and "owned" in shown.stdout and len(shown.stdout) < 2000
     assert "\x1b" not in shown.stdout + refused.stderr
 
 
