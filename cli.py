@@ -17,6 +17,7 @@ import click
 from .engine.arguments import model_and_text, one_of, open_session, prompt_text
 from .engine.faults import explain_bus_errors
 from .engine.options import (
+    OUTTYPES,
     bench_options,
     chat_options,
     memory_options,
@@ -139,8 +140,8 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
 @click.option(
     "--outtype",
     default="auto",
-    type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
-    help="Type of the matrices.",
+    type=OUTTYPES,
+    help="Type of the matrices; auto: the checkpoint's own.",
 )
 @click.option(
     "--tokenizer", metavar="PATH", help="Take the vocabulary of another folder, or of a file."

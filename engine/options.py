@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+#: What matrices are converted to.
+OUTTYPES = click.Choice(["auto", "f32", "f16", "bf16", "q8_0"])
+
 _FILE = click.option(
     *("-hff", "--hf-file", "hf_file"), metavar="FILE", help="The repository's file, not a QUANT."
 )
@@ -82,7 +85,6 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def pull_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `pull` does with a repository."""
-    types = click.Choice(["auto", "f32", "f16", "bf16", "q8_0"])
     for option in (
         _TOKEN,
         click.option("--revision", metavar="REV", help="A branch, a tag or a commit."),
@@ -91,7 +93,7 @@ def pull_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--outtype",
-            type=types,
+            type=OUTTYPES,
             help="Convert the checkpoint to this type, also where there are GGUF files.",
         ),
         _FILE,
