@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import time
 import warnings
@@ -16,6 +17,7 @@ import click
 from .engine.arguments import model_and_text, one_of, open_session, prompt_text
 from .engine.faults import explain_bus_errors
 from .engine.options import (
+    OUTTYPES,
     bench_options,
     chat_options,
     memory_options,
@@ -24,7 +26,7 @@ from .engine.options import (
     pull_options,
     sampling_options,
 )
-from .engine.printing import bar, bars, listed, notice, planned, print_rows, shown, size
+from .engine.printing import bar, bars, listed, notice, planned, print_rows, shown, size, written
 from .kernels.errors import KeelbackError
 
 INTERRUPTED = 130
@@ -102,9 +104,10 @@ def main() -> None:
 )
 @click.option("--state-out", metavar="FILE", help="Save the state at the end, also after Ctrl-C.")
 def run(model: str | None, prompt: str | None, **options: Any) -> None:
-    """Write text that follows PROMPT, with MODEL: a GGUF file, or "demo" (the default).
+    """Write text that follows PROMPT.
 
-    The prompt is read from standard input when that is piped.
+    MODEL is a GGUF file, or "demo" (the default). The prompt is read from standard input when
+    that is piped.
     """
     from .engine.chat import turn_encoder
     from .engine.terminal import Meter, ctrl_c, saving
@@ -137,26 +140,26 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
 @click.option(
     "--outtype",
     default="auto",
-    type=click.Choice(["auto", "f32", "f16", "bf16", "q8_0"]),
-    help="Type of the matrices.",
+    type=OUTTYPES,
+    help="Type of the matrices; auto: the checkpoint's own.",
 )
 @click.option(
     "--tokenizer", metavar="PATH", help="Take the vocabulary of another folder, or of a file."
 )  # fmt: skip
 def convert(checkpoint: str, target: str | None, outtype: str, tokenizer: str | None) -> None:
-    """Convert a Hugging Face checkpoint, a folder or one file in it, to GGUF."""
+    """Convert a Hugging Face checkpoint (folder or file) to GGUF."""
     from .convert import convert as convert_checkpoint
 
     with bar("converting") as report:
         path = convert_checkpoint(checkpoint, target, outtype, notice, report, tokenizer)
-    click.echo(f"{path}: {size(path.stat().st_size)}")
+    click.echo(written(path))
 
 
 @main.command("pull")
 @click.argument("name", metavar="USER/MODEL[:QUANT]")
 @pull_options
 def pull_command(name: str, hf_file: str, hf_token: str, **options: Any) -> None:
-    """Download a model from the Hugging Face hub, and print where it is.
+    """Download a model from the hub, and print where it is.
 
     Of a repository of GGUF files one is taken: QUANT, else Q4_K_M, Q8_0 or the first. A checkpoint
     is converted, to QUANT or its own precision.
@@ -180,7 +183,7 @@ def ls_command(as_json: bool) -> None:
 @main.command("rm")
 @click.argument("names", nargs=-1, required=True, metavar="USER/MODEL[:QUANT]...")
 def rm_command(names: tuple[str, ...]) -> None:
-    """Remove models that were pulled: one QUANT, or all of a repository."""
+    """Remove what was pulled: one QUANT, or all of a repository."""
     from .convert.store import Store
 
     for name in names:
@@ -258,7 +261,7 @@ def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **op
 
 @main.group()
 def gguf() -> None:
-    """Look into GGUF files, change their keys, split, merge and check them."""
+    """Look into GGUF files, change, split and check them."""
 
 
 @gguf.command()
@@ -267,7 +270,7 @@ def gguf() -> None:
 @click.option("--no-tensors", "tensors", flag_value=False, default=True, help="Show keys only.")
 @click.option("--full", is_flag=True, help="Show long texts and arrays to their end.")
 def dump(file: str, as_json: bool, tensors: bool, full: bool) -> None:
-    """Show all keys with their types and values, and where each tensor lies."""
+    """Show all keys, and where each tensor lies."""
     from .engine import dump as dumping
 
     if as_json:
@@ -277,7 +280,8 @@ def dump(file: str, as_json: bool, tensors: bool, full: bool) -> None:
         click.echo(line)
 
 
-@gguf.command("set", context_settings={"ignore_unknown_options": True})  # values below zero
+# Unknown options are let through for values below zero.
+@gguf.command("set", context_settings={"ignore_unknown_options": True})
 @click.argument("file")
 @click.argument("key")
 @click.argument("value", required=False)
@@ -289,6 +293,9 @@ def set_command(file: str, key: str, value: str | None, remove: bool, **options:
     """Give KEY of FILE a VALUE; arrays are JSON lists. A key that is there keeps its type."""
     from .convert.edit import set_pair
 
+    for text in (key, value or ""):
+        if re.fullmatch("--[a-z-]+", text):
+            raise click.UsageError(f"there is no option {text}")
     if remove == (value is not None):
         raise click.UsageError("give either a VALUE or --remove")
     with bar("writing") as report:
@@ -302,13 +309,16 @@ def set_command(file: str, key: str, value: str | None, remove: bool, **options:
 @click.option("--split-max-size", "max_size", metavar="N(M|G)", help="Largest size of a part.")
 @click.option("--split-max-tensors", "max_tensors", type=int, help="Tensors of a part. [128]")
 def split(file: str, prefix: str, max_size: str | None, max_tensors: int | None) -> None:
-    """Split a model into OUT-PREFIX-00001-of-00003.gguf and so on, as llama.cpp does."""
+    """Split a model into parts, as llama.cpp does.
+
+    They are called OUT-PREFIX-00001-of-00003.gguf and so on.
+    """
     from .convert import edit
 
     with bar("splitting") as report:
         paths = edit.split(file, prefix, max_size, max_tensors, report)
     for path in paths:
-        click.echo(f"{path}: {size(path.stat().st_size)}")
+        click.echo(written(path))
 
 
 @gguf.command()
@@ -320,16 +330,16 @@ def merge(first: str, out: str) -> None:
 
     with bar("merging") as report:
         path = edit.merge(first, out, report)
-    click.echo(f"{path}: {size(path.stat().st_size)}")
+    click.echo(written(path))
 
 
 @gguf.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(files: tuple[str, ...], as_json: bool) -> None:
-    """Read files to their end: NaN, infinities, sizes, and whether they can be run.
+    """Read files to their end, and say what is wrong.
 
-    The status is 1 when something is wrong with one of them.
+    NaN, infinities and wrong sizes are found, and what cannot be run. The status is then 1.
     """
     from .engine import check as checking
 
@@ -338,7 +348,7 @@ def check(files: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found, indent=2))
     for facts in [] if as_json else found:
-        ok = f"{facts['file']}: ok, {facts['tensors']} tensors, {size(facts['bytes'])}"
+        ok = f"{shown(facts['file'])}: ok, {facts['tensors']} tensors, {size(facts['bytes'])}"
         click.echo("\n".join(facts["problems"]) or ok)
     sys.exit(any(facts["problems"] for facts in found))
 

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..kernels.errors import InvalidInput
+from ..kernels.errors import InvalidFile, InvalidInput
 from .terminal import read_file
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def encode_chat(
     """Ids of a prompt that asks for the answer to `messages`, by `template` or the model's own.
 
     BOS is there where the template writes it, as in transformers. Raises InvalidInput for a model
-    without a template, and what `render` raises.
+    without a template and messages nested too deeply, InvalidFile for a template that writes
+    nothing, and what `render` raises.
     """
     from .template import render  # most runs are no conversation, and subprocess takes time
 
@@ -56,16 +57,23 @@ def encode_chat(
     def spelled(token: int | None) -> str | None:
         return None if token is None else tokenizer.piece(token, skip_special=False).decode()
 
+    try:
+        marked = [marks.around(value) for value in (messages, tools, variables or {})]
+    except RecursionError:
+        raise InvalidInput(f"the messages are nested too deeply for {origin}") from None
     text = render(
         template,
-        marks.around(messages),
+        marked[0],
         origin=origin,
-        tools=marks.around(tools),
+        tools=marked[1],
         bos_token=spelled(tokenizer.bos_id),
         eos_token=spelled(tokenizer.eos_id),
-        variables=marks.around(variables or {}),
+        variables=marked[2],
     )
-    return tokenizer.encode_parts(marks.parts(text), add_special=False)
+    ids = tokenizer.encode_parts(marks.parts(text), add_special=False)
+    if not ids:
+        raise InvalidFile(f"{origin} makes an empty prompt of these messages; give another one")
+    return ids
 
 
 def turn_encoder(model: Model, options: Mapping[str, Any]) -> Callable[[str], list[int]] | None:
@@ -81,9 +89,11 @@ def turn_encoder(model: Model, options: Mapping[str, Any]) -> Callable[[str], li
     template, file = options["chat_template"], options["chat_template_file"]
     origin = "--chat-template"
     if file is not None:
+        from .template import LARGEST_TEMPLATE
+
         if template is not None:
             raise InvalidInput("the chat template is given twice, as text and as a file")
-        template, origin = read_file(file), file
+        template, origin = read_file(file, 4 * LARGEST_TEMPLATE + 1), file
     if template is not None and "{" not in template:
         raise InvalidInput(f"{origin} holds no Jinja template; write one, or leave the option out")
     variables = _variables(options["chat_template_kwargs"])

@@ -48,7 +48,8 @@ def dump_lines(path: str | Path, full: bool, tensors: bool) -> Iterator[str]:
     facts = dump(path, full, tensors)
     for part in facts["parts"]:
         yield (
-            f"{part['file']}: GGUF version {part['version']}, alignment {part['alignment']}, "
+            f"{shown(part['file'])}: GGUF version {part['version']}, "
+            f"alignment {part['alignment']}, "
             f"data from byte {part['data_offset']}, {part['bytes']} bytes"
         )
     yield f"{len(facts['metadata'])} keys"

@@ -14,6 +14,9 @@ from ..kernels.formats.metadata import Metadata
 from .state import Layout
 from .tokenizer import Tokenizer
 
+#: Characters of a name that are shown; a stranger's may be as long as the file.
+LONGEST_TEXT = 200
+
 
 def open_file(path: str | Path) -> GGUF:
     """A model file, or the embedded one by the name "demo"."""
@@ -71,7 +74,7 @@ def describe(path: str) -> dict[str, Any]:
 
 def _text(metadata: Metadata, key: str) -> str:
     value = metadata.get(key)
-    return value if isinstance(value, str) else ""
+    return value[:LONGEST_TEXT] if isinstance(value, str) else ""
 
 
 def _state_bytes(file: GGUF) -> dict[str, int] | None:

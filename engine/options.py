@@ -7,6 +7,9 @@ from typing import Any
 
 import click
 
+#: What matrices are converted to.
+OUTTYPES = click.Choice(["auto", "f32", "f16", "bf16", "q8_0"])
+
 _FILE = click.option(
     *("-hff", "--hf-file", "hf_file"), metavar="FILE", help="The repository's file, not a QUANT."
 )
@@ -82,7 +85,6 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def pull_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `pull` does with a repository."""
-    types = click.Choice(["auto", "f32", "f16", "bf16", "q8_0"])
     for option in (
         _TOKEN,
         click.option("--revision", metavar="REV", help="A branch, a tag or a commit."),
@@ -91,7 +93,7 @@ def pull_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--outtype",
-            type=types,
+            type=OUTTYPES,
             help="Convert the checkpoint to this type, also where there are GGUF files.",
         ),
         _FILE,
@@ -130,9 +132,11 @@ def chat_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--chat-template-kwargs", metavar="JSON", help="Variables for the chat template."
         ),
         click.option(
-            "--chat-template-file", metavar="FILE", help="A Jinja template in place of the model's."
+            "--chat-template-file", metavar="FILE", help="Likewise, from a file."
         ),
-        click.option("--chat-template", metavar="JINJA", help="Likewise, as text."),
+        click.option(
+            "--chat-template", metavar="JINJA", help="A template in place of the model's."
+        ),
         click.option(
             *("-sys", "--system-prompt", "system_prompt"), metavar="TEXT",
             help="A system message before the prompt; implies -st.",

@@ -8,6 +8,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -65,6 +66,11 @@ def size(nbytes: float) -> str:
     raise AssertionError
 
 
+def written(path: Path) -> str:
+    """A file that was written, and its size."""
+    return f"{shown(path)}: {size(path.stat().st_size)}"
+
+
 def shown(value: Any) -> str:
     """A fact as one line of text, in which nothing can act on the terminal."""
     if isinstance(value, dict):
@@ -92,7 +98,7 @@ def planned(facts: dict[str, Any]) -> str:
     fixed, token = size(facts["state_bytes"]), size(facts["state_bytes_per_token"])
     available = facts["available_bytes"]
     lines = [
-        f"{facts['file']}: {size(facts['file_bytes'])}",
+        f"{shown(facts['file'])}: {size(facts['file_bytes'])}",
         f"{facts['sequences']} x {facts['context']} tokens, {facts['threads']} threads; "
         f"a state is {fixed} + {token} per token",
         *(f"  {_PLANNED[name]:28} {size(count):>12}" for name, count in facts["bytes"].items()),

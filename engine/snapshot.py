@@ -35,6 +35,7 @@ _LARGEST_POSITION = 1 << 48
 #: Bytes of a header: names and shapes, and a logit_bias of a whole vocabulary.
 _LARGEST_HEADER = 16 << 20
 _MOST_RECENT = 1 << 20
+_LONGEST_NUMERICS = 200
 
 FORMAT, VERSION = "keelback-snapshot", 1
 
@@ -129,9 +130,11 @@ class Snapshot:
             CacheView(state, ref).write(tensors[f"cache.{ref.name}"])
         state.position, state.digest = position, _whole(facts["digest"], 1 << 64)
         conversation = _conversation(facts["conversation"], tensors["recent"], model)
-        if facts["numerics"] != state.numerics:
+        numerics = _text(facts["numerics"])
+        if numerics != state.numerics:
             model.notice(
-                f"{path} comes from {facts['numerics']}: it goes on, though not bit for bit"
+                f"{path} comes from {numerics[:_LONGEST_NUMERICS]}: it goes on, though not bit "
+                "for bit"
             )
         parent = None if facts["parent"] is None else _text(facts["parent"])
         return cls(state, conversation, parent, _text(facts["note"]), identity)
@@ -218,8 +221,8 @@ def _tensors(path: Path, file: Any, facts: dict[str, Any], model: Model) -> dict
         raise ValueError(f"it lacks the tensor {odd[:80]}, or holds it without need")
     for name, shape in shapes.items():
         _check_shape(file.get_slice(name), "F32", shape)
-    recent = file.get_slice("recent").get_shape()
-    _check_shape(file.get_slice("recent"), "I64", (min(recent[0], _MOST_RECENT),))
+    recent = file.get_slice("recent")
+    _check_shape(recent, "I64", (min(math.prod(recent.get_shape()), _MOST_RECENT),))
     # They are in memory twice for a moment: as they come, and in their pages.
     needed, available = 8 * sum(map(math.prod, shapes.values())), available_memory()
     if available is not None and needed > available:

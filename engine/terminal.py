@@ -9,7 +9,6 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import click
@@ -31,10 +30,14 @@ def read_prompt(text: str | None, file: str | None, needed: bool) -> str:
     return text or ""
 
 
-def read_file(file: str) -> str:
-    """The text of a file that the user named; InvalidInput where it cannot be read."""
+def read_file(file: str, most: int = -1) -> str:
+    """The text of a file that the user named; InvalidInput where it cannot be read.
+
+    Of more than `most` bytes, if that is given, no more are read.
+    """
     try:
-        return _decoded(Path(file).read_bytes(), file)
+        with open(file, "rb") as stream:
+            return _decoded(stream.read(most), file)
     except OSError as error:
         raise InvalidInput(f"{file} cannot be read ({error.strerror})") from None
 

@@ -59,9 +59,13 @@ class Job:
 
 
 def early(make: Callable[[], Any]) -> Callable[[], Any]:
-    """Let a thread of its own make a value; returns what waits for it, and raises its error."""
+    """Let a thread of its own make a value; returns what waits for it, and raises its error.
+
+    The process does not end before it: a thread that is stopped inside a library written in C++
+    aborts everything.
+    """
     job = Job(make)
-    thread = threading.Thread(target=job.run, daemon=True)
+    thread = threading.Thread(target=job.run)
     thread.start()
 
     def value() -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import tiny
+from keelback import models
 
 PROMPT = "It was the"
 
@@ -106,6 +107,7 @@ def test_convert_writes_a_file_that_runs_on_ids(tmp_path: Path):
 
 TURN = "{{ bos_token }}{% for m in messages %}{{ m.role }}{{ mark }} {{ m.content }}\n{% endfor %}"
 GREEDY = ("-n", "8", "--temp", "0")
+DEEP = '{"a": ' + "[" * 800 + "]" * 800 + "}"
 
 
 def test_a_single_turn_is_the_prompt_by_a_template(tmp_path: Path):
@@ -130,6 +132,9 @@ def test_a_single_turn_is_the_prompt_by_a_template(tmp_path: Path):
         (("--chat-template", "{{ 1 }}", "--chat-template-kwargs", "[]"), "is no JSON object"),
         (("-st", "--chat-template", "{{ 1 }}", "--chat-template-file", "x"), "given twice"),
         (("--chat-template", "{{ raise_exception('no') }}"), "refuses these messages: no"),
+        (("--chat-template", "{{ none_such }}"), "--chat-template makes an empty prompt"),
+        (("--chat-template", "{{ 1 }}", "--chat-template-kwargs", DEEP), "nested too deeply"),
+        (("--chat-template-file", "/dev/zero"), "/dev/zero holds no Jinja template"),
     ],
 )
 def test_what_cannot_be_a_turn_gets_a_sentence(tmp_path: Path, arguments, said: str):
@@ -147,7 +152,7 @@ def test_a_saved_state_does_not_start_a_turn(tmp_path: Path):
 def test_a_files_names_cannot_steer_the_terminal(tmp_path: Path):
     path = tmp_path / "m.gguf"
     writer = gguf.GGUFWriter(path, "toy")
-    writer.add_name("\x1b]0;owned\x07")
+    writer.add_name("\x1b]0;owned\x07" + "x" * 100_000)
     writer.add_tensor("a\x1b[2J", np.zeros(4, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -157,8 +162,18 @@ def test_a_files_names_cannot_steer_the_terminal(tmp_path: Path):
     assert "a name that can be none, 'a\\x1b[2J'" in refused.stderr
     path.write_bytes(path.read_bytes().replace(b"\x1b[2J", b"_[2J"))
     shown = keelback("info", str(path))
-    assert shown.returncode == 0 and "owned" in shown.stdout and "\x1b" not in shown.stdout
+    assert shown.returncode == 0 and "owned" in shown.stdout and len(shown.stdout) < 2000
     assert "\x1b" not in shown.stdout + refused.stderr
+
+
+def test_a_files_own_name_cannot_steer_the_terminal_either(tmp_path: Path):
+    path = tmp_path / "\x1b]0;owned\x07.gguf"
+    path.write_bytes(models.DEMO.read_bytes())
+    for command in ("info", "plan", "gguf dump", "gguf check"):
+        done = keelback(*command.split(), str(path))
+        assert done.returncode == 0 and "owned" in done.stdout and "\x1b" not in done.stdout
+    done = keelback("gguf", "split", str(path), str(tmp_path / "\x1b]0;part"))
+    assert done.returncode == 0 and "part" in done.stdout and "\x1b" not in done.stdout
 
 
 BAD = {
@@ -247,3 +262,27 @@ def test_ctrl_c_stops_in_the_middle_of_a_long_prompt(tmp_path: Path):
     status, output, delay = interrupted(arguments, 0.5, tmp_path, ready=b"reading")
     assert status == 130 and b"Traceback" not in output and b"generated 0 tokens" in output
     assert delay < 10
+
+
+def test_ctrl_c_ends_the_start_without_a_traceback(tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "class Press:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'click':\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Press())\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-m", "keelback", "run", "demo", PROMPT],
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 130 and not done.stderr
+
+
+def test_a_process_waits_for_what_is_made_beside_it():
+    lines = "import time\nfrom keelback.engine.threads import early\n"
+    lines += "early(lambda: (time.sleep(0.3), print('made')))"
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "made\n"

@@ -253,6 +253,7 @@ def test_set_writes_beside_and_keeps_what_the_file_is(model: Path, tmp_path: Pat
         (("a", "[]", "--type", "arr[arr[i32]]"), "there is no type 'arr[arr[i32]]'"),
         (("my.key",), "give either a VALUE or --remove"),
         (("my.key", "1", "--remove"), "give either a VALUE or --remove"),
+        (("general.name", "--remvoe"), "there is no option --remvoe"),
     ],
 )
 def test_set_says_what_it_cannot_do(model: Path, arguments: tuple[str, ...], said: str):

@@ -198,7 +198,7 @@ def test_a_failed_save_leaves_the_older_file(saved: Path, demo: keelback.Model, 
     "change",
     [
         {"position": -1}, {"position": 1 << 63}, {"position": 1e300}, {"position": None},
-        {"digest": "x"}, {"parent": 5}, {"conversation": []}, {"numerics": {}, "note": 1},
+        {"digest": "x"}, {"parent": 5}, {"conversation": []}, {"numerics": {}}, {"note": 1},
         {"conversation.held": 5}, {"conversation.stop": [1]}, {"conversation.undecoded": "zz"},
         {"conversation.pending": 1.5}, {"conversation.sampling": "x"},
         {"conversation.sampling": {"logit_bias": []}},
@@ -225,6 +225,26 @@ def test_a_well_sealed_snapshot_of_nonsense_gets_a_sentence(saved, demo, monkeyp
     monkeypatch.undo()
     with pytest.raises(keelback.InvalidFile, match=r"saved\.safetensors"):
         keelback.Snapshot.load(saved, demo)
+
+
+@pytest.mark.parametrize("recent", [np.array(3), np.zeros((2, 2), np.int64), np.zeros(2)])
+def test_last_tokens_of_another_shape_get_a_sentence(saved, demo, monkeypatch, recent):
+    honest = snapshots.Snapshot._tensors
+    monkeypatch.setattr(
+        snapshots.Snapshot, "_tensors", lambda self: {**honest(self), "recent": recent}
+    )
+    keelback.Snapshot.load(saved, demo).save(saved)
+    with pytest.raises(keelback.InvalidFile, match="a tensor is"):
+        keelback.Snapshot.load(saved, demo)
+
+
+def test_a_notice_about_other_numerics_is_short(saved: Path, monkeypatch):
+    said: list[str] = []
+    model = keelback.Model("demo", notice=said.append)
+    snapshot = keelback.Snapshot.load(saved, model)
+    replace(snapshot, state=replace(snapshot.state, numerics="x" * 100_000)).save(saved)
+    keelback.Snapshot.load(saved, model)
+    assert len(said) == 1 and len(said[0]) < 600
 
 
 def claim(path: Path, header: dict, size: int = 0, length: int | None = None) -> None:
