@@ -13,7 +13,7 @@ from .layouts import recognise
 from .places import locate, no_weights, refuse_pointer, title
 from .refusals import refuse_packed
 from .safetensors_file import read_safetensors
-from .source import TYPES, Scaled, Source, Stored
+from .source import FLOAT8, TYPES, Scaled, Source, Stored
 from .torch_file import read_torch
 
 #: Tensors that carry nothing a model needs.
@@ -80,9 +80,9 @@ class Checkpoint:
         for name in [name for name in self._tensors if name.endswith(_FACTORS)]:
             weight = f"{name.rpartition('.')[0]}.weight"
             numbers = self._tensors.get(weight)
-            if numbers is not None and numbers.kind.startswith("F8"):
+            if numbers is not None and numbers.kind in FLOAT8:
                 self._tensors[weight] = self._scaled(numbers, self._tensors.pop(name), name)
-        bare = [name for name, tensor in self._tensors.items() if tensor.kind.startswith("F8")]
+        bare = [name for name, tensor in self._tensors.items() if tensor.kind in FLOAT8]
         if self.layout.block and bare:
             raise InvalidFile(
                 f"{self.folder} lacks the factors of the float8 tensor {bare[0]}; download the "
@@ -185,7 +185,7 @@ def _indexed(index: Path) -> list[Path]:
     suffix = Path(index.name.removesuffix(".index.json")).suffix
     names = sorted({str(name) for name in mapping.values()})
     for name in names:
-        if Path(name).name != name or not name.endswith(suffix):
+        if Path(name).name != name or not (name.endswith(suffix) and name.isprintable()):
             raise InvalidFile(
                 f"{index} names {name[:80]!r}, which is no {suffix} file there; "
                 "do not trust this checkpoint"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class Config:
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
     """`read_json`, and nothing where there is no such file."""
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if os.path.exists(path) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ sentence, where a map would end the process, and memory holds no more than the r
 from __future__ import annotations
 
 import math
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +51,8 @@ TYPES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "F8_E4M3": ("u1", lambda raw: _E4M3[raw]),
     "F8_E5M2": ("u1", lambda raw: _widened((raw.astype("<u2") << 8).view("<f2"))),
 }
+#: Those of them that factors may belong to.
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _COMPARED_ROWS = 256
 
 
@@ -61,7 +64,7 @@ class InputFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, Lock()
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise InvalidFile(f"{path} is no ordinary file; download the checkpoint again")
         try:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115

@@ -185,13 +185,23 @@ def test_truncated_weights_get_a_sentence(checkpoint: Path, tmp_path: Path, leng
         convert(checkpoint, tmp_path / "out.gguf")
 
 
-def test_an_index_that_points_outside_its_folder_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("../secret.safetensors", r"no \.safetensors file there"),
+        ("a\0b.safetensors", r"no \.safetensors file there"),
+        ("\ud800.safetensors", r"no \.safetensors file there"),
+        ("a" * 300 + ".safetensors", "File name too long"),
+        ("gone.safetensors", r"gone\.safetensors is missing"),
+    ],
+)
+def test_an_index_that_names_no_file_of_its_folder_is_refused(tmp_path: Path, name: str, said: str):
     folder = tiny.write_checkpoint("mamba2-sharded", tmp_path / "sharded")
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
-    content["weight_map"] = dict.fromkeys(content["weight_map"], "../secret.safetensors")
+    content["weight_map"] = dict.fromkeys(content["weight_map"], name)
     index.write_text(json.dumps(content))
-    with pytest.raises(keelback.InvalidFile, match=r"no \.safetensors file there"):
+    with pytest.raises(keelback.InvalidFile, match=said):
         convert(folder, tmp_path / "out.gguf")
 
 

@@ -85,6 +85,23 @@ def test_tensors_that_say_quantized_are_refused(checkpoint: Path, end: str, meth
 
 
 @pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [
+        (5, keelback.InvalidFile, r"model\.safetensors is damaged"),
+        (None, keelback.InvalidFile, r"model\.safetensors is damaged"),
+        ("F8_E4M3FNUZ", keelback.UnsupportedModel, "in_proj.weight has the type F8_E4M3FNUZ"),
+    ],
+)
+def test_numbers_of_a_type_that_cannot_be_read_are_refused(checkpoint, kind, error, said):
+    tensors, name = tiny.stored("mamba-tied"), "backbone.layers.0.mixer.in_proj.weight"
+    matrix = tensors[name]
+    tensors[name] = tiny_files.Raw(kind, matrix.shape, matrix.data)
+    tensors[f"{name}_scale"] = tiny_files.raw(np.ones(1, np.float32))
+    tiny_files.write_safetensors(checkpoint / "model.safetensors", tensors)
+    refused(checkpoint, said, error)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "method"),
     [
         ("quantize_config.json", "{}", "GPTQ"),

@@ -235,7 +235,8 @@ def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
         pairs = read_tokenizer(checkpoint, 410, tokenizer=place)
         assert pairs["tokenizer.ggml.padding_token_id"] == 1 == pairs["tokenizer.ggml.eos_token_id"]
         assert "tokenizer.ggml.bos_token_id" not in pairs and pairs["tokenizer.ggml.pre"] == "olmo"
-    for place in (checkpoint, elsewhere / "nothing.json", elsewhere / "nothing.txt"):
+    nothing = [elsewhere / name for name in ("nothing.json", "nothing.txt", "x" * 300)]
+    for place in (checkpoint, *nothing):
         with pytest.raises((InvalidInput, InvalidFile), match=place.name):
             read_tokenizer(checkpoint, 410, tokenizer=place)
 
