@@ -27,8 +27,11 @@ _MAMBA_SSM = {
     "state_size": "ssm_cfg.d_state", "conv_kernel": "ssm_cfg.d_conv",
     "time_step_rank": "ssm_cfg.dt_rank", "time_step_limit": "ssm_cfg.dt_limit",
     "head_dim": "ssm_cfg.headdim", "n_groups": "ssm_cfg.ngroups",
+    "tie_word_embeddings": "tie_embeddings",
 }  # fmt: skip
-_MISTRAL = {"hidden_size": "dim", "num_hidden_layers": "n_layers"}
+_MISTRAL = {
+    "hidden_size": "dim", "num_hidden_layers": "n_layers", "tie_word_embeddings": "tie_embeddings",
+}  # fmt: skip
 
 #: Options that make another model: the value that keelback runs, which is also the default.
 _MAMBA_SSM_FIXED = {
