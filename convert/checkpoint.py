@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .config import read_json
 from .layouts import recognise
 from .places import locate, no_weights, refuse_pointer, title
-from .refusals import refuse_packed
+from .refusals import BLOCK, refuse_packed
 from .safetensors_file import read_safetensors
 from .source import FLOAT8, TYPES, Scaled, Source, Stored
 from .torch_file import read_torch
@@ -95,20 +93,22 @@ class Checkpoint:
             raise UnsupportedModel(
                 f"{self.folder}: {name} belongs to no float8 matrix; convert the checkpoint in BF16"
             )
-        values = factors.read()
         rows, columns = numbers.shape
-        block = (rows, columns)
-        if values.size == rows > 1:
-            values, block = values.reshape(rows, 1), (1, columns)
-        elif values.size > 1:
-            block = self.layout.block or (128, 128)
-        grid = tuple(-(-size // step) for size, step in zip((rows, columns), block, strict=True))
-        if values.shape != grid and values.size != 1:
-            raise InvalidFile(
-                f"{self.folder}: {name} has the shape {list(factors.shape)}, where blocks of "
-                f"{list(block)} of a matrix {[rows, columns]} ask for {list(grid)}"
-            )
-        return Scaled(numbers, np.ascontiguousarray(values.reshape(grid)), block)
+        high, wide = self.layout.block or BLOCK
+        grid = (-(-rows // high), -(-columns // wide))
+        values = factors.read()
+        if values.size == 1:
+            return Scaled(numbers, values.reshape(1, 1), (rows, columns))
+        # A small matrix can have as many blocks as rows: the shape tells.
+        if factors.shape == grid:
+            return Scaled(numbers, values, (min(high, rows), min(wide, columns)))
+        if values.size == rows:
+            return Scaled(numbers, values.reshape(rows, 1), (1, columns))
+        raise InvalidFile(
+            f"{self.folder}: {name} has the shape {list(factors.shape)}, where blocks of "
+            f"{[high, wide]} of a matrix {[rows, columns]} ask for {list(grid)}; download the "
+            "checkpoint again"
+        )
 
     def names(self) -> Iterable[str]:
         """The names of all tensors."""
