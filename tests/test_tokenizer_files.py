@@ -322,8 +322,18 @@ def test_damaged_files(name: str, tmp_path: Path) -> None:
 def test_ranks_that_would_take_a_day_to_merge_are_refused(tmp_path: Path) -> None:
     long = {b"a" * length: length for length in range(7000, 7100)}
     (tmp_path / "tiktoken.model").write_bytes(tiktoken_file(ranks() | long))
-    with pytest.raises(InvalidFile, match="no list of byte strings"):
+    with pytest.raises(InvalidFile, match="more long tokens than any vocabulary"):
         read_tokenizer(tmp_path, 8000)
+
+
+def test_merges_of_sentencepiece_are_not_looked_for_in_pieces_without_end(tmp_path: Path) -> None:
+    (source := tmp_path / "original").write_bytes(sentencepiece_model())
+    document = json.loads(metaspace(source, legacy=False).to_str())
+    vocabulary = document["model"]["vocab"]
+    for length in range(7000, 7100):
+        vocabulary["a" * length] = len(vocabulary)
+    with pytest.raises(InvalidFile, match="more long tokens than any vocabulary"):
+        read_tokenizer(save(tmp_path, tokenizer=document), 500)
 
 
 def test_a_run_too_long_for_a_pattern_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
