@@ -54,7 +54,10 @@ def convert(
     source.check_all_used()
     block = output_type(plan, outtype)
     path = Path(target) if target is not None else Path(f"{source.name}-{block.name}.gguf")
-    if check_target(path) in {file.resolve() for file in source.files}:
+    written = check_target(path)
+    # Beside a checkpoint's files its GGUF may lie, and be written anew.
+    beside = written.parent == source.folder.resolve() and written.suffix != ".gguf"
+    if written in {file.resolve() for file in source.files} or (beside and written.exists()):
         raise InvalidInput(f"{path} is part of the checkpoint; name another file to write")
     if source.left_aside:
         notice(

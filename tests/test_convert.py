@@ -321,8 +321,16 @@ def test_the_target_is_never_a_device_or_the_checkpoint_itself(checkpoint: Path,
     for target in (tmp_path, tmp_path / "fifo", Path("/dev/null"), tmp_path / "no" / "out.gguf"):
         with pytest.raises(keelback.InvalidInput, match=str(target)):
             convert(checkpoint, target)
-    with pytest.raises(keelback.InvalidInput, match="part of the checkpoint"):
-        convert(checkpoint, checkpoint / "model.safetensors")
+    (tmp_path / "weights").symlink_to(checkpoint / "model.safetensors")
+    for target in (
+        checkpoint / "model.safetensors",
+        tmp_path / "weights",
+        checkpoint / "config.json",
+    ):
+        with pytest.raises(keelback.InvalidInput, match="part of the checkpoint"):
+            convert(checkpoint, target)
+    for _ in range(2):
+        convert(checkpoint, checkpoint / "beside.gguf")
     link = tmp_path / "link.gguf"
     link.symlink_to(tmp_path / "real.gguf")
     convert(checkpoint, link)
