@@ -13,7 +13,7 @@ from ..kernels.errors import InvalidInput, UnsupportedModel
 from ..kernels.files import check_target
 from ..kernels.formats.blocks import BF16, BY_NAME, F32, BlockFormat
 from .checkpoint import Checkpoint
-from .config import read_json_if_there
+from .config import Config, read_json_if_there
 from .plan import Plan
 from .refusals import unknown_family
 from .tokenizer import read_tokenizer
@@ -74,20 +74,19 @@ def convert(
 
 def plan_for(checkpoint: Checkpoint) -> Plan:
     """Ask the architecture of the checkpoint's model_type how to convert it."""
-    kind = checkpoint.config.get("model_type")
+    return architecture_of(checkpoint.config).plan(checkpoint)
+
+
+def architecture_of(config: Config) -> Any:
+    """The module that converts a config's model_type; UnsupportedModel where there is none."""
+    kind = config.get("model_type")
     for module in _modules():
         if kind in module.MODEL_TYPES:
-            return module.plan(checkpoint)
-    known = ", ".join(known_types())
-    raise unknown_family(checkpoint.config) or UnsupportedModel(
-        f"{checkpoint.config.path}: the model_type {str(kind)[:40]!r} is not known; keelback "
-        f"converts {known}"
+            return module
+    known = ", ".join(sorted(name for module in _modules() for name in module.MODEL_TYPES))
+    raise unknown_family(config) or UnsupportedModel(
+        f"{config.path}: the model_type {repr(kind)[:40]} is not known; keelback converts {known}"
     )
-
-
-def known_types() -> list[str]:
-    """Every model_type that can be converted."""
-    return sorted(name for module in _modules() for name in module.MODEL_TYPES)
 
 
 def _modules() -> list[Any]:

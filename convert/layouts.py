@@ -80,21 +80,28 @@ def recognise(folder: Path) -> Layout:
     are quantized in a way that cannot be converted, and for options that make another model.
     """
     refuse_adapter(folder)
-    path, original, wrapped = folder / "config.json", folder / "params.json", False
+    path, original = folder / "config.json", folder / "params.json"
     if path.exists():
-        values = read_json(path)
-        inner = next((values[key] for key in _WRAPPED if values.get(key)), None)
-        if isinstance(inner, dict):
-            wrapped = True
-            values = {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
-        config = (_mamba_ssm if _is_mamba_ssm(values) else _transformers)(path, values)
+        config, wrapped = described(path, read_json(path))
     elif original.exists():
-        config = _mistral(original, read_json(original))
+        config, wrapped = _mistral(original, read_json(original)), False
     else:
         raise no_config(folder)
     root = "backbone." if config.get("model_type") in _BACKBONES else "model."
     block = float8_block(folder, config.values)
     return Layout(config, partial(_renamed, root, wrapped), block)
+
+
+def described(path: Path, values: dict[str, Any]) -> tuple[Config, bool]:
+    """What a config.json says of the language model, and whether that is a part of a larger model.
+
+    path: for messages.
+    """
+    inner = next((values[key] for key in _WRAPPED if values.get(key)), None)
+    wrapped = isinstance(inner, dict)
+    if isinstance(inner, dict):
+        values = {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
+    return (_mamba_ssm if _is_mamba_ssm(values) else _transformers)(path, values), wrapped
 
 
 def _is_mamba_ssm(values: dict[str, Any]) -> bool:
