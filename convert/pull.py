@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..kernels.errors import InvalidInput, KeelbackError, UnsupportedModel
+from ..kernels.files import check_space
 from ..kernels.formats.gguf import GGUF
 from . import OUTTYPES, architecture_of, convert
 from .choice import Name, checkpoint_files, choose, gguf_models
@@ -225,13 +225,9 @@ class _Pull:
             for path in (folder / file.arrived, folder / f"{file.arrived}.partial")
             if path.exists()
         )
-        needed, free = total - there + converted * total, shutil.disk_usage(folder).free
-        if needed > free:
-            raise InvalidInput(
-                f"{self._name} needs {needed / 1e9:.2f} GB more in {self._store.folder} and "
-                f"{free / 1e9:.2f} GB are free; make room, or name another folder in "
-                "KEELBACK_MODELS"
-            )
+        remedy = "make room, or name another folder in KEELBACK_MODELS"
+        needed = total - there + converted * total
+        check_space(self._store.folder, needed, f"what is to come of {self._name}", remedy)
 
     def _waiting(self) -> None:
         self._notice(f"another process is pulling {self._repo}; waiting for it")
