@@ -8,7 +8,7 @@ from pathlib import Path
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .config import read_json
 from .layouts import recognise
-from .places import locate, no_weights, refuse_pointer, title
+from .location import locate, no_weights, refuse_pointer, title
 from .refusals import BLOCK, refuse_packed
 from .safetensors_file import read_safetensors
 from .source import FLOAT8, TYPES, Scaled, Source, Stored

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .config import Config, read_json
-from .places import no_config
+from .location import no_config
 from .refusals import float8_block, refuse_adapter
 
 #: Keys that have had another name in transformers or have one in flash-linear-attention.

@@ -14,7 +14,7 @@ import tiny_files
 import tiny_layouts
 from keelback.convert import convert
 from keelback.convert.checkpoint import Checkpoint
-from keelback.convert.places import title
+from keelback.convert.location import title
 
 FOUR_BITS = {"type": "int", "num_bits": 4, "strategy": "group"}
 
