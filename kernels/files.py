@@ -104,12 +104,13 @@ def _locked(partial: Path) -> int:
     """Create a file and lock it: the lock says that somebody is writing it."""
     while True:
         descriptor = os.open(partial, os.O_CREAT | os.O_RDWR, 0o666)
+        ours = True
         # A lock of Windows keeps this process from writing, too.
         if sys.platform != "win32":
             with contextlib.suppress(OSError):
-                try_lock(descriptor)
+                ours = try_lock(descriptor)
         # Between the two steps it may have been taken for one that nobody writes.
-        if partial.exists():
+        if ours and partial.exists():
             return descriptor
         os.close(descriptor)
 
