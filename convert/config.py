@@ -99,9 +99,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(read_bytes(path).decode("utf-8"), object_hook=unwrap)
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidFile(f"{path} cannot be read as JSON ({error})") from None
+        raise InvalidFile(f"{path} cannot be read as JSON ({error}); download it again") from None
     if not isinstance(values, dict):
-        raise InvalidFile(f"{path} does not hold a JSON object")
+        raise InvalidFile(f"{path} does not hold a JSON object; download it again")
     return values
 
 

@@ -97,11 +97,17 @@ def described(path: Path, values: dict[str, Any]) -> tuple[Config, bool]:
 
     path: for messages.
     """
+    inner = unwrapped(values)
+    config = (_mamba_ssm if _is_mamba_ssm(inner) else _transformers)(path, inner)
+    return config, inner is not values
+
+
+def unwrapped(values: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the language model, with what stands around that and not in it."""
     inner = next((values[key] for key in _WRAPPED if values.get(key)), None)
-    wrapped = isinstance(inner, dict)
-    if isinstance(inner, dict):
-        values = {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
-    return (_mamba_ssm if _is_mamba_ssm(values) else _transformers)(path, values), wrapped
+    if not isinstance(inner, dict):
+        return values
+    return {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
 
 
 def _is_mamba_ssm(values: dict[str, Any]) -> bool:

@@ -241,6 +241,22 @@ def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
             read_tokenizer(checkpoint, 410, tokenizer=place)
 
 
+@pytest.mark.parametrize("key", ["text_config", "llm_config", "language_config"])
+def test_the_ends_of_a_wrapped_model_are_its_own(key: str, tmp_path: Path) -> None:
+    config = {"eos_token_id": 5, "pad_token_id": 6, key: {"eos_token_id": 7}}
+    pairs = read_tokenizer(save(tmp_path, config=config), 410)
+    assert pairs["tokenizer.ggml.eos_token_id"] == 7
+    assert pairs["tokenizer.ggml.padding_token_id"] == 6
+
+
+def test_a_wrong_id_is_looked_for_in_the_checkpoint(tmp_path: Path) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    save(elsewhere, make())
+    save(tmp_path, config={"eos_token_id": 1000})
+    with pytest.raises(UnsupportedModel, match=f"{tmp_path}: eos_token_id is 1000"):
+        read_tokenizer(tmp_path, 410, tokenizer=elsewhere)
+
+
 HOSTILE_PATTERNS = (
     "(a+)+$", ".*.*.*.*x", "(?:(?:a{500}){500}){500}", r"(a)\1", "a?" * 20 + "a" * 20, "(", "[a",
     "(?<n>a)", r"\g<0>", "a{0,9}" * 6, "(?~a)", "a{1000}", "a{5}{5}", "a+*", "a{2}+", "x" * 3000,
