@@ -62,7 +62,7 @@ def convert(
     if source.left_aside:
         notice(
             f"{len(source.left_aside)} tensors that are no part of the language model are left "
-            f"out, {min(source.left_aside)} among them"
+            f"out, {min(source.left_aside)[:80]} among them"
         )
     for remark in plan.remarks:
         notice(remark)
@@ -141,5 +141,5 @@ def _sampling_defaults(path: Path, notice: Callable[[str], None]) -> dict[str, A
         if type(value) in (int, float) and low <= value <= high:
             pairs[f"general.sampling.{ours}"] = kind(value)
         else:
-            notice(f"{path.name} says {theirs} = {value!r}, which is left out")
+            notice(f"{path.name} says {theirs} = {repr(value)[:80]}, which is left out")
     return pairs

@@ -81,6 +81,8 @@ def from_tekken(
             listed = [{"token_str": text} for text in _TEKKEN_SPECIAL]
         texts = [str(entry["token_str"]) for entry in listed]
         controls = [bool(entry.get("is_control", True)) for entry in listed]
+        if any(entry.get("rank", place) != place for place, entry in enumerate(listed)):
+            raise ValueError("its special tokens are out of order")
         if not len(texts) <= count <= size <= vocab_size:
             raise UnsupportedModel(
                 f"{path} has {size} tokens, {count} of them special, and the model {vocab_size} "

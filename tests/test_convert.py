@@ -130,7 +130,7 @@ def test_sampling_defaults_travel(checkpoint: Path, tmp_path: Path):
     ("changes", "said"),
     [
         ({"model_type": "unheard_of"}, "model_type 'unheard_of' is not known"),
-        ({"model_type": ..., "architectures": ...}, "model_type 'None' is not known"),
+        ({"model_type": ..., "architectures": ...}, "model_type None is not known"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantized already \(gptq\)"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"hidden_size": ...}, "lacks the key hidden_size"),

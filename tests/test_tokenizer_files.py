@@ -122,6 +122,12 @@ def test_tekken_files(tmp_path: Path) -> None:
     listed = [{"token_str": text, "is_control": text != "<b>"} for text in ("<unk>", "<s>", "<b>")]
     pairs = read_tokenizer(save(tmp_path, tekken=tekken(ranks()) | {"special_tokens": listed}), 330)
     assert pairs["tokenizer.ggml.token_type"][:4] == [3, 3, 4, 3]
+    ranked = [{**entry, "rank": place} for place, entry in enumerate(listed)]
+    document = tekken(ranks()) | {"special_tokens": ranked}
+    assert read_tokenizer(save(tmp_path, tekken=document), 330) == pairs
+    ranked.reverse()
+    with pytest.raises(InvalidFile, match="out of order"):
+        read_tokenizer(save(tmp_path, tekken=document), 330)
     for spoilt in (
         {"pattern": "."},
         {"default_vocab_size": 900},
