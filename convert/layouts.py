@@ -42,7 +42,7 @@ _FLA_FIXED = {"rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False}
 
 #: Where a model of several kinds of input keeps the config of its language model.
 _WRAPPED = ("text_config", "llm_config", "language_config")
-_OWN_TO_WRAPPERS = {"model_type", "architectures"}
+_OWN_TO_WRAPPERS = {"model_type", "architectures", "tie_word_embeddings"}
 
 #: The model_type of the classes of configs that do not name it.
 _CLASSES = {

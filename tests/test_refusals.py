@@ -152,8 +152,12 @@ def test_an_output_matrix_that_config_promises_has_to_be_there(checkpoint: Path)
         "lacks the tensor lm_head.weight",
         keelback.InvalidFile,
     )
+    theirs = tiny.VARIANTS["mamba-tied"].config
     tiny.write_config(checkpoint, MAMBA_SSM | {"tie_embeddings": False})
     refused(checkpoint, "lacks the tensor lm_head.weight", keelback.InvalidFile)
+    wrapper = {"model_type": "some_vl", "tie_word_embeddings": False}
+    tiny.write_config(checkpoint, wrapper | {"text_config": theirs | {"tie_word_embeddings": None}})
+    assert convert(checkpoint, checkpoint.parent / "m.gguf").is_file()
 
 
 def test_adapters_are_refused_by_their_config_and_by_their_tensors(checkpoint: Path):
