@@ -102,7 +102,9 @@ def output_type(plan: Plan, outtype: str) -> BlockFormat:
     if outtype != "auto":
         return BY_NAME[outtype.upper()]
     kind = plan.tensors[0].parts[0].source.kind
-    return BY_NAME.get(kind, F32 if kind == "F64" else BF16)
+    if kind in FILE_TYPES:
+        return BY_NAME[kind]
+    return F32 if kind == "F64" else BF16
 
 
 def metadata_for(

@@ -28,7 +28,9 @@ BYTES = {
 
 
 def _widened(raw: np.ndarray) -> np.ndarray:
-    return raw.astype(np.float32, copy=False)
+    # What is too large for float32 becomes infinite, and is refused where it is encoded.
+    with np.errstate(over="ignore"):
+        return raw.astype(np.float32, copy=False)
 
 
 def _e4m3_values() -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import keelback
 import tiny
+import tiny_files
 from keelback.convert import convert
 from keelback.convert import write as writing
 from keelback.kernels import files
@@ -102,6 +104,20 @@ def test_rows_that_do_not_divide_into_blocks_stay_f16(tiny_file):
 def test_auto_keeps_the_precision_of_the_checkpoint(tiny_file):
     for name, kind in (("mamba-tied", "F32"), ("mamba-f16", "F16"), ("gdn-bf16", "BF16")):
         assert GGUF(tiny_file(name, "auto")).tensors["token_embd.weight"].block.name == kind
+
+
+def test_numbers_of_eight_bytes_become_those_of_four(checkpoint: Path, tmp_path: Path):
+    weights = {name: tiny_files.raw(x, "F64") for name, x in tiny.weights("mamba-tied").items()}
+    tiny_files.write_safetensors(checkpoint / "model.safetensors", weights)
+    file = GGUF(convert(checkpoint, tmp_path / "m.gguf"))
+    stored = file.data(file.tensors["token_embd.weight"]).view(np.float32)
+    wanted = tiny.weights("mamba-tied")["backbone.embeddings.weight"]
+    assert np.array_equal(stored, wanted.reshape(-1))
+    huge = np.full(wanted.shape, 1e300)
+    weights["backbone.embeddings.weight"] = tiny_files.Raw("F64", huge.shape, huge.tobytes())
+    tiny_files.write_safetensors(checkpoint / "model.safetensors", weights)
+    with warnings.catch_warnings(action="error"), pytest.raises(keelback.InvalidFile, match="fini"):
+        convert(checkpoint, tmp_path / "m.gguf")
 
 
 def test_what_llama_cpp_has_no_slot_for_is_said(checkpoint: Path, tmp_path: Path):
