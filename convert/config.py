@@ -1,4 +1,4 @@
-"""The JSON files of a checkpoint, and their keys with the types that they must have."""
+"""The small files of a checkpoint: JSON, whose keys must have certain types, and other texts."""
 
 from __future__ import annotations
 
