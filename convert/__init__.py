@@ -13,7 +13,7 @@ from ..kernels.errors import InvalidInput, UnsupportedModel
 from ..kernels.files import check_target
 from ..kernels.formats.blocks import BF16, BY_NAME, F32, BlockFormat
 from .checkpoint import Checkpoint
-from .config import read_json_if_there
+from .config import Config, read_json_if_there
 from .plan import Plan
 from .refusals import unknown_family
 from .tokenizer import read_tokenizer
@@ -54,12 +54,15 @@ def convert(
     source.check_all_used()
     block = output_type(plan, outtype)
     path = Path(target) if target is not None else Path(f"{source.name}-{block.name}.gguf")
-    if check_target(path) in {file.resolve() for file in source.files}:
+    written = check_target(path)
+    # Beside a checkpoint's files its GGUF may lie, and be written anew.
+    beside = written.parent == source.folder.resolve() and written.suffix != ".gguf"
+    if written in {file.resolve() for file in source.files} or (beside and written.exists()):
         raise InvalidInput(f"{path} is part of the checkpoint; name another file to write")
     if source.left_aside:
         notice(
             f"{len(source.left_aside)} tensors that are no part of the language model are left "
-            f"out, {min(source.left_aside)} among them"
+            f"out, {min(source.left_aside)[:80]} among them"
         )
     for remark in plan.remarks:
         notice(remark)
@@ -71,20 +74,19 @@ def convert(
 
 def plan_for(checkpoint: Checkpoint) -> Plan:
     """Ask the architecture of the checkpoint's model_type how to convert it."""
-    kind = checkpoint.config.get("model_type")
+    return architecture_of(checkpoint.config).plan(checkpoint)
+
+
+def architecture_of(config: Config) -> Any:
+    """The module that converts a config's model_type; UnsupportedModel where there is none."""
+    kind = config.get("model_type")
     for module in _modules():
         if kind in module.MODEL_TYPES:
-            return module.plan(checkpoint)
-    known = ", ".join(known_types())
-    raise unknown_family(checkpoint.config) or UnsupportedModel(
-        f"{checkpoint.config.path}: the model_type {str(kind)[:40]!r} is not known; keelback "
-        f"converts {known}"
+            return module
+    known = ", ".join(sorted(name for module in _modules() for name in module.MODEL_TYPES))
+    raise unknown_family(config) or UnsupportedModel(
+        f"{config.path}: the model_type {repr(kind)[:40]} is not known; keelback converts {known}"
     )
-
-
-def known_types() -> list[str]:
-    """Every model_type that can be converted."""
-    return sorted(name for module in _modules() for name in module.MODEL_TYPES)
 
 
 def _modules() -> list[Any]:
@@ -100,7 +102,9 @@ def output_type(plan: Plan, outtype: str) -> BlockFormat:
     if outtype != "auto":
         return BY_NAME[outtype.upper()]
     kind = plan.tensors[0].parts[0].source.kind
-    return BY_NAME.get(kind, F32 if kind == "F64" else BF16)
+    if kind in FILE_TYPES:
+        return BY_NAME[kind]
+    return F32 if kind == "F64" else BF16
 
 
 def metadata_for(
@@ -139,5 +143,5 @@ def _sampling_defaults(path: Path, notice: Callable[[str], None]) -> dict[str, A
         if type(value) in (int, float) and low <= value <= high:
             pairs[f"general.sampling.{ours}"] = kind(value)
         else:
-            notice(f"{path.name} says {theirs} = {value!r}, which is left out")
+            notice(f"{path.name} says {theirs} = {repr(value)[:80]}, which is left out")
     return pairs

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .config import read_json
 from .layouts import recognise
-from .places import locate, no_weights, refuse_pointer, title
-from .refusals import refuse_packed
+from .location import locate, no_weights, refuse_pointer, title
+from .refusals import BLOCK, refuse_packed
 from .safetensors_file import read_safetensors
-from .source import TYPES, Scaled, Source, Stored
+from .source import FLOAT8, TYPES, Scaled, Source, Stored
 from .torch_file import read_torch
 
 #: Tensors that carry nothing a model needs.
@@ -80,9 +78,9 @@ class Checkpoint:
         for name in [name for name in self._tensors if name.endswith(_FACTORS)]:
             weight = f"{name.rpartition('.')[0]}.weight"
             numbers = self._tensors.get(weight)
-            if numbers is not None and numbers.kind.startswith("F8"):
+            if numbers is not None and numbers.kind in FLOAT8:
                 self._tensors[weight] = self._scaled(numbers, self._tensors.pop(name), name)
-        bare = [name for name, tensor in self._tensors.items() if tensor.kind.startswith("F8")]
+        bare = [name for name, tensor in self._tensors.items() if tensor.kind in FLOAT8]
         if self.layout.block and bare:
             raise InvalidFile(
                 f"{self.folder} lacks the factors of the float8 tensor {bare[0]}; download the "
@@ -95,20 +93,22 @@ class Checkpoint:
             raise UnsupportedModel(
                 f"{self.folder}: {name} belongs to no float8 matrix; convert the checkpoint in BF16"
             )
-        values = factors.read()
         rows, columns = numbers.shape
-        block = (rows, columns)
-        if values.size == rows > 1:
-            values, block = values.reshape(rows, 1), (1, columns)
-        elif values.size > 1:
-            block = self.layout.block or (128, 128)
-        grid = tuple(-(-size // step) for size, step in zip((rows, columns), block, strict=True))
-        if values.shape != grid and values.size != 1:
-            raise InvalidFile(
-                f"{self.folder}: {name} has the shape {list(factors.shape)}, where blocks of "
-                f"{list(block)} of a matrix {[rows, columns]} ask for {list(grid)}"
-            )
-        return Scaled(numbers, np.ascontiguousarray(values.reshape(grid)), block)
+        high, wide = self.layout.block or BLOCK
+        grid = (-(-rows // high), -(-columns // wide))
+        values = factors.read()
+        if values.size == 1:
+            return Scaled(numbers, values.reshape(1, 1), (rows, columns))
+        # A small matrix can have as many blocks as rows: the shape tells.
+        if factors.shape == grid:
+            return Scaled(numbers, values, (min(high, rows), min(wide, columns)))
+        if values.size == rows:
+            return Scaled(numbers, values.reshape(rows, 1), (1, columns))
+        raise InvalidFile(
+            f"{self.folder}: {name} has the shape {list(factors.shape)}, where blocks of "
+            f"{[high, wide]} of a matrix {[rows, columns]} ask for {list(grid)}; download the "
+            "checkpoint again"
+        )
 
     def names(self) -> Iterable[str]:
         """The names of all tensors."""
@@ -185,7 +185,7 @@ def _indexed(index: Path) -> list[Path]:
     suffix = Path(index.name.removesuffix(".index.json")).suffix
     names = sorted({str(name) for name in mapping.values()})
     for name in names:
-        if Path(name).name != name or not name.endswith(suffix):
+        if Path(name).name != name or not (name.endswith(suffix) and name.isprintable()):
             raise InvalidFile(
                 f"{index} names {name[:80]!r}, which is no {suffix} file there; "
                 "do not trust this checkpoint"

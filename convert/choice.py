@@ -32,6 +32,7 @@ _BESIDE = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 
 _SMALL = re.compile(
     r"(config|generation_config|adapter_config|params|tokenizer|tokenizer_config"
+    r"|hf_quant_config|quantize_config|quant_config"
     r"|special_tokens_map|added_tokens|vocab|tekken|chat_template)\.json"
     r"|merges\.txt|chat_template\.jinja|tokenizer\.model(\.v\d+\w*)?|[\w.-]+\.tiktoken"
     r"|tiktoken\.model",
@@ -144,7 +145,7 @@ def checkpoint_files(names: Iterable[str]) -> list[str]:
 
     Empty where there are no weights that can be converted.
     """
-    names = sorted(names)
+    names = sorted(filter(is_safe, names))
     small = [name for name in names if _SMALL.fullmatch(name)]
     for pattern in _WEIGHTS:
         weights = [name for name in names if pattern.fullmatch(name)]

@@ -1,8 +1,9 @@
-"""The JSON files of a checkpoint, and their keys with the types that they must have."""
+"""The small files of a checkpoint: JSON, whose keys must have certain types, and other texts."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class Config:
 
 def read_json_if_there(path: Path) -> dict[str, Any]:
     """`read_json`, and nothing where there is no such file."""
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if os.path.exists(path) else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -98,9 +99,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(read_bytes(path).decode("utf-8"), object_hook=unwrap)
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidFile(f"{path} cannot be read as JSON ({error})") from None
+        raise InvalidFile(f"{path} cannot be read as JSON ({error}); download it again") from None
     if not isinstance(values, dict):
-        raise InvalidFile(f"{path} does not hold a JSON object")
+        raise InvalidFile(f"{path} does not hold a JSON object; download it again")
     return values
 
 

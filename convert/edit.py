@@ -217,6 +217,9 @@ def _value(text: str, kind: str) -> Any:
         values = json.loads(text)
         if not isinstance(values, list):
             raise ValueError
+        # What packs them would take any text for true.
+        if kind == "arr[bool]" and not all(type(value) is bool for value in values):
+            raise ValueError
         return values
     if kind == "bool":
         return {"true": True, "false": False}[text.lower()]

@@ -105,7 +105,8 @@ def _layer_types(config: Config) -> list[bool]:
     if not indices and config.get("attn_layer_period") is not None:
         period, offset = config.count("attn_layer_period"), config.get("attn_layer_offset", 0)
         return [i % period == offset for i in range(count)]
-    return [i in indices for i in range(count)]
+    chosen = set(indices)
+    return [i in chosen for i in range(count)]
 
 
 def _position_keys(config: Config, bamba: bool) -> dict[str, Any]:

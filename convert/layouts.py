@@ -14,7 +14,7 @@ from typing import Any
 
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .config import Config, read_json
-from .places import no_config
+from .location import no_config
 from .refusals import float8_block, refuse_adapter
 
 #: Keys that have had another name in transformers or have one in flash-linear-attention.
@@ -27,8 +27,11 @@ _MAMBA_SSM = {
     "state_size": "ssm_cfg.d_state", "conv_kernel": "ssm_cfg.d_conv",
     "time_step_rank": "ssm_cfg.dt_rank", "time_step_limit": "ssm_cfg.dt_limit",
     "head_dim": "ssm_cfg.headdim", "n_groups": "ssm_cfg.ngroups",
+    "tie_word_embeddings": "tie_embeddings",
 }  # fmt: skip
-_MISTRAL = {"hidden_size": "dim", "num_hidden_layers": "n_layers"}
+_MISTRAL = {
+    "hidden_size": "dim", "num_hidden_layers": "n_layers", "tie_word_embeddings": "tie_embeddings",
+}  # fmt: skip
 
 #: Options that make another model: the value that keelback runs, which is also the default.
 _MAMBA_SSM_FIXED = {
@@ -39,7 +42,7 @@ _FLA_FIXED = {"rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False}
 
 #: Where a model of several kinds of input keeps the config of its language model.
 _WRAPPED = ("text_config", "llm_config", "language_config")
-_OWN_TO_WRAPPERS = {"model_type", "architectures"}
+_OWN_TO_WRAPPERS = {"model_type", "architectures", "tie_word_embeddings"}
 
 #: The model_type of the classes of configs that do not name it.
 _CLASSES = {
@@ -77,21 +80,34 @@ def recognise(folder: Path) -> Layout:
     are quantized in a way that cannot be converted, and for options that make another model.
     """
     refuse_adapter(folder)
-    path, original, wrapped = folder / "config.json", folder / "params.json", False
+    path, original = folder / "config.json", folder / "params.json"
     if path.exists():
-        values = read_json(path)
-        inner = next((values[key] for key in _WRAPPED if values.get(key)), None)
-        if isinstance(inner, dict):
-            wrapped = True
-            values = {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
-        config = (_mamba_ssm if _is_mamba_ssm(values) else _transformers)(path, values)
+        config, wrapped = described(path, read_json(path))
     elif original.exists():
-        config = _mistral(original, read_json(original))
+        config, wrapped = _mistral(original, read_json(original)), False
     else:
         raise no_config(folder)
     root = "backbone." if config.get("model_type") in _BACKBONES else "model."
     block = float8_block(folder, config.values)
     return Layout(config, partial(_renamed, root, wrapped), block)
+
+
+def described(path: Path, values: dict[str, Any]) -> tuple[Config, bool]:
+    """What a config.json says of the language model, and whether that is a part of a larger model.
+
+    path: for messages.
+    """
+    inner = unwrapped(values)
+    config = (_mamba_ssm if _is_mamba_ssm(inner) else _transformers)(path, inner)
+    return config, inner is not values
+
+
+def unwrapped(values: dict[str, Any]) -> dict[str, Any]:
+    """What a config.json says of the language model, with what stands around that and not in it."""
+    inner = next((values[key] for key in _WRAPPED if values.get(key)), None)
+    if not isinstance(inner, dict):
+        return values
+    return {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
 
 
 def _is_mamba_ssm(values: dict[str, Any]) -> bool:

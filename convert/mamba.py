@@ -88,7 +88,10 @@ def add_ends(result: Plan, checkpoint: Checkpoint, embedding: str, norm: str) ->
     result.keys["vocab_size"] = vocabulary
     result.add("token_embd.weight", (vocabulary, d_model), table)
     result.add("output_norm.weight", (d_model,), checkpoint.require(norm, d_model))
-    head = checkpoint.find("lm_head.weight", vocabulary, d_model)
+    # Where config says that it is a matrix of its own, the embedding would not do for it.
+    own = checkpoint.config.get("tie_word_embeddings") is False
+    take = checkpoint.require if own else checkpoint.find
+    head = take("lm_head.weight", vocabulary, d_model)
     if head is not None and not equal(head, table):
         result.add("output.weight", (vocabulary, d_model), head)
 

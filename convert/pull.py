@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -12,18 +11,17 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from ..kernels.errors import InvalidInput, KeelbackError, UnsupportedModel
+from ..kernels.files import check_space
 from ..kernels.formats.gguf import GGUF
-from . import convert, known_types
+from . import OUTTYPES, architecture_of, convert
 from .choice import Name, checkpoint_files, choose, gguf_models
-from .config import read_json_if_there
+from .config import read_json
+from .layouts import described
 from .store import CHECKPOINT, Part, Record, Store
 from .write import FILE_TYPES
 
 if TYPE_CHECKING:
     from .hub import Hub, Listing, Remote
-
-#: What a checkpoint can be converted to, by the tag that asks for it.
-OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 
 Report = Callable[[str, int, int], None]
 
@@ -139,10 +137,10 @@ class _Pull:
         if self._wanted.file is not None:
             raise InvalidInput(f"{self._repo} has no GGUF files; leave --hf-file out to convert it")
         outtype = (self._name.tag or self._wanted.outtype or "auto").lower()
-        if outtype not in ("auto", *OUTTYPES):
+        if outtype not in OUTTYPES:
             raise InvalidInput(
                 f"{self._name}: the repository holds a checkpoint, which is converted to one of "
-                f"{', '.join(OUTTYPES)}; name one of these, or a repository of GGUF files"
+                f"{', '.join(OUTTYPES[1:])}; name one of these, or a repository of GGUF files"
             )
         return outtype
 
@@ -173,13 +171,8 @@ class _Pull:
         """Do not download the weights of a model that cannot be converted."""
         for part, path in arrived.items():
             if part.name == "config.json":
-                config = read_json_if_there(path)
-                kind, known = config.get("model_type"), known_types()
-                if isinstance(kind, str) and kind not in known and "text_config" not in config:
-                    raise UnsupportedModel(
-                        f"{self._repo}: the model_type {kind[:40]!r} is not known; keelback "
-                        f"converts {', '.join(known)}"
-                    )
+                config, _ = described(Path(self._repo, part.name), read_json(path))
+                architecture_of(config)
 
     def _converted(self, original: Record, outtype: str) -> Record:
         folder, downloads = self._store.path(original), self._store.downloads(self._repo)
@@ -232,13 +225,9 @@ class _Pull:
             for path in (folder / file.arrived, folder / f"{file.arrived}.partial")
             if path.exists()
         )
-        needed, free = total - there + converted * total, shutil.disk_usage(folder).free
-        if needed > free:
-            raise InvalidInput(
-                f"{self._name} needs {needed / 1e9:.2f} GB more in {self._store.folder} and "
-                f"{free / 1e9:.2f} GB are free; make room, or name another folder in "
-                "KEELBACK_MODELS"
-            )
+        remedy = "make room, or name another folder in KEELBACK_MODELS"
+        needed = total - there + converted * total
+        check_space(self._store.folder, needed, f"what is to come of {self._name}", remedy)
 
     def _waiting(self) -> None:
         self._notice(f"another process is pulling {self._repo}; waiting for it")

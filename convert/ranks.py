@@ -21,7 +21,7 @@ from ..kernels.formats.pretokenizers import Recognised
 from .byte_level import pairs
 from .config import read_bytes, read_json
 from .tokenizer_settings import Settings
-from .vocabulary import LONGEST_TOKEN, check_fits
+from .vocabulary import LONGEST_TOKEN, check_fits, check_work
 
 #: Files of tiktoken, and the pre-tokenizer that goes with each. The pattern itself stands in a
 #: program beside the file, which is not run; it must hold the text behind the name.
@@ -40,9 +40,6 @@ _TEKKEN_SPECIAL = (
     "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]",
     "[TOOL_CONTENT]",
 )  # fmt: skip
-
-# Finding the merges takes the square of a token's length; real vocabularies need a tenth of this.
-_MOST_WORK = 1 << 27
 
 
 def from_tiktoken(
@@ -84,6 +81,8 @@ def from_tekken(
             listed = [{"token_str": text} for text in _TEKKEN_SPECIAL]
         texts = [str(entry["token_str"]) for entry in listed]
         controls = [bool(entry.get("is_control", True)) for entry in listed]
+        if any(entry.get("rank", place) != place for place, entry in enumerate(listed)):
+            raise ValueError("its special tokens are out of order")
         if not len(texts) <= count <= size <= vocab_size:
             raise UnsupportedModel(
                 f"{path} has {size} tokens, {count} of them special, and the model {vocab_size} "
@@ -176,8 +175,9 @@ def _check_ranks(path: Path, ranks: Mapping[bytes, int], vocab_size: int) -> Non
     sound = sound and len(set(ranks.values())) == len(ranks)
     sound = sound and all(type(rank) is int for rank in ranks.values())
     sound = sound and max(map(len, ranks)) <= LONGEST_TOKEN
-    if not sound or sum(len(token) ** 2 for token in ranks) > _MOST_WORK:
+    if not sound:
         raise InvalidFile(f"{path} is no list of byte strings and their ranks; download it again")
+    check_work(path, ranks)
     for token, rank in ranks.items():
         check_fits(path, repr(token), rank, vocab_size)
 

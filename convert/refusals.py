@@ -11,7 +11,7 @@ from ..kernels.op import LARGEST_DIMENSION
 from .config import Config, read_json_if_there
 
 #: Rows and columns that share a factor where config names no sizes: DeepSeek's blocks.
-_BLOCK = (128, 128)
+BLOCK = (128, 128)
 
 #: Ends of names that only tensors of quantized checkpoints, and of adapters, have.
 _PACKED = {
@@ -97,7 +97,7 @@ def float8_block(folder: Path, values: dict[str, Any]) -> tuple[int, int] | None
         case "fp8" | "fbgemm_fp8":
             return _pair(folder, quantized.get("weight_block_size"))
         case "modelopt" if str(quantized.get("quant_algo")).startswith("FP8"):
-            return _BLOCK
+            return BLOCK
         case "compressed-tensors":
             return _compressed(folder, quantized)
     raise _quantized(folder, method)
@@ -125,7 +125,7 @@ def _method(quantized: dict[str, Any]) -> str:
 
 def _compressed(folder: Path, quantized: dict[str, Any]) -> tuple[int, int]:
     """compressed-tensors: groups of layers, each with a scheme for its weights."""
-    groups, block = quantized.get("config_groups"), _BLOCK
+    groups, block = quantized.get("config_groups"), BLOCK
     for group in groups.values() if isinstance(groups, dict) else []:
         scheme = group.get("weights") if isinstance(group, dict) else None
         scheme = scheme if isinstance(scheme, dict) else {}
@@ -140,7 +140,7 @@ def _compressed(folder: Path, quantized: dict[str, Any]) -> tuple[int, int]:
 
 def _pair(folder: Path, value: Any) -> tuple[int, int]:
     if value is None:
-        return _BLOCK
+        return BLOCK
     whole = isinstance(value, list) and all(type(n) is int for n in value)
     if not whole or len(value) != 2 or not all(0 < n <= LARGEST_DIMENSION for n in value):
         raise InvalidFile(

@@ -38,6 +38,8 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
 
 def _stored(file: InputFile, start: int, name: str, entry: dict[str, Any]) -> Stored:
     kind, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+    if not isinstance(kind, str):
+        raise TypeError
     numbers_fit = all(type(n) is int and 0 <= n <= file.size for n in (*shape, first, last))
     if not numbers_fit or first > last or start + last > file.size:
         raise InvalidFile(

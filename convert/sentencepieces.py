@@ -17,7 +17,7 @@ from ..kernels.formats import spm
 from ..kernels.formats.spm import TokenType
 from .config import read_bytes, read_json
 from .tokenizer_settings import Settings, added_token
-from .vocabulary import added_type, check_added, check_fits, padding
+from .vocabulary import added_type, check_added, check_fits, check_work, padding
 
 _PAD_SCORE, _ADDED_SCORE = -10000.0, -1000.0
 _BYTES = {f"<0x{byte:02X}>" for byte in range(256)}
@@ -202,6 +202,7 @@ def _fill_pieces(
         by_id[token] = text
     if len(by_id) != len(vocabulary) or max(by_id) != len(by_id) - 1:
         raise InvalidFile(f"{path} leaves out an id or gives it twice; download it again")
+    check_work(path, vocabulary)
     special = {unknown, *_BYTES, *(entry.content for entry in added.values())}
     scores = _scores(path, vocabulary, stored.get("merges"), special)
     for token in range(len(by_id)):

@@ -7,6 +7,7 @@ sentence, where a map would end the process, and memory holds no more than the r
 from __future__ import annotations
 
 import math
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ BYTES = {
 
 
 def _widened(raw: np.ndarray) -> np.ndarray:
-    return raw.astype(np.float32, copy=False)
+    # What is too large for float32 becomes infinite, and is refused where it is encoded.
+    with np.errstate(over="ignore"):
+        return raw.astype(np.float32, copy=False)
 
 
 def _e4m3_values() -> np.ndarray:
@@ -50,6 +53,8 @@ TYPES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "F8_E4M3": ("u1", lambda raw: _E4M3[raw]),
     "F8_E5M2": ("u1", lambda raw: _widened((raw.astype("<u2") << 8).view("<f2"))),
 }
+#: Those of them that factors may belong to.
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _COMPARED_ROWS = 256
 
 
@@ -61,7 +66,7 @@ class InputFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self._lock = path, Lock()
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise InvalidFile(f"{path} is no ordinary file; download the checkpoint again")
         try:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115

@@ -7,6 +7,7 @@ is executed.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -44,8 +45,9 @@ def read_tokenizer(
     without a tokenizer gives the model "none". Raises UnsupportedModel, InvalidFile, InvalidInput.
     """
     place = folder if tokenizer is None else tokenizer
-    settings = Settings(place if place.is_dir() else place.parent, folder)
-    found = _find(place) if place.is_dir() else _of_file(place)
+    is_folder = os.path.isdir(place)
+    settings = Settings(place if is_folder else place.parent, folder)
+    found = _find(place) if is_folder else _of_file(place)
     if found is not None:
         reader, path = found
         return reader(path, settings, vocab_size, notice)

@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from ..kernels.formats import pretokenizers
 from .config import read_json_if_there, read_template
+from .layouts import unwrapped
 
 # Special tokens by their name in Hugging Face's files, and in GGUF (the misspelling is historic).
 _SPECIAL = {
@@ -31,15 +32,14 @@ class Settings:
     """
 
     def __init__(self, folder: Path, checkpoint: Path) -> None:
-        self.folder = folder
+        self.folder, self.checkpoint = folder, checkpoint
         self.tokenizer = read_json_if_there(folder / "tokenizer_config.json")
         self.special_map = read_json_if_there(folder / "special_tokens_map.json")
         config, self.generation = (
             read_json_if_there(checkpoint / name)
             for name in ("config.json", "generation_config.json")
         )
-        inner = config.get("text_config")
-        self.config = {**inner, **config} if isinstance(inner, dict) else config
+        self.config = unwrapped(config)
         stored = self.tokenizer.get("added_tokens_decoder") or {}
         added: dict[str, Any] = {}
         # The oldest form; a tokenizer.json holds the same tokens and says more about them.
@@ -77,8 +77,9 @@ class Settings:
         for token, added in self.numbered.items():
             if tokenizer.token_to_id(added.content) != token:
                 raise InvalidFile(
-                    f"{self.folder}: tokenizer_config.json gives the id {token} to "
-                    f"{added.content!r}, and tokenizer.json does not"
+                    f"{self.folder}: tokenizer_config.json or added_tokens.json gives the id "
+                    f"{token} to {added.content[:80]!r}, and the vocabulary does not; download the "
+                    "tokenizer again"
                 )
         present = {added.content for added in tokenizer.get_added_tokens_decoder().values()}
         named = (self.name(kind) for kind in _SPECIAL)
@@ -120,8 +121,8 @@ class Settings:
             slot = next((slot for slot in ("eos", "eot", "eom") if slot not in ids), None)
             if slot is None:
                 raise UnsupportedModel(
-                    f"{self.folder / 'generation_config.json'} ends a generation at more tokens "
-                    "than GGUF has keys for; shorten its eos_token_id"
+                    f"{self.checkpoint / 'generation_config.json'} ends a generation at more "
+                    "tokens than GGUF has keys for; shorten its eos_token_id"
                 )
             ids[slot] = token
 
@@ -132,8 +133,8 @@ class Settings:
         for number in numbers:
             if type(number) is not int or number >= vocab_size:
                 raise UnsupportedModel(
-                    f"{self.folder}: {key} is {number!r}, and the model has {vocab_size} tokens; "
-                    "correct it in config.json or generation_config.json"
+                    f"{self.checkpoint}: {key} is {number!r}, and the model has {vocab_size} "
+                    "tokens; correct it in config.json or generation_config.json"
                 )
         return [number for number in numbers if number >= 0]
 

@@ -58,6 +58,7 @@ class _Tensor:
     kind: str
     first: int
     shape: tuple[int, ...]
+    in_order: bool
 
 
 class _Refused(Exception):
@@ -130,6 +131,11 @@ class _Archive:
         )
 
     def stored(self, name: str, tensor: _Tensor) -> Stored:
+        if not tensor.in_order:
+            raise UnsupportedModel(
+                f"{self.file.path}: the numbers of {name} do not lie in order, as those of a "
+                "view; save the checkpoint again, as safetensors"
+            )
         at, size = self.place(f"data/{tensor.storage.key}")
         width = BYTES[tensor.kind]
         if (tensor.first + math.prod(tensor.shape)) * width > size:
@@ -299,9 +305,8 @@ def _tensor(arguments: tuple[Any, ...], dtype: Any) -> _Tensor:
     sizes = (first, *_expect(shape, tuple), *_expect(stride, tuple))
     if any(type(n) is not int or not 0 <= n < 1 << 48 for n in sizes):
         raise ValueError("a tensor of impossible size")
-    step = 1
+    step, in_order = 1, True
     for size, width in zip(reversed(shape), reversed(stride), strict=True):
-        if size != 1 and width != step:
-            raise ValueError("a tensor is a view of another one; save it with .contiguous()")
+        in_order = in_order and (size == 1 or width == step)
         step *= size
-    return _Tensor(storage, kind, first, tuple(shape))
+    return _Tensor(storage, kind, first, shape, in_order)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from ..kernels.formats.spm import TokenType
 
 # Several times the longest token of any vocabulary; the engine refuses more as well.
 LONGEST_TOKEN = 1 << 13
+# Finding the merges takes the square of a token's length; real vocabularies need a tenth of this.
+_MOST_WORK = 1 << 27
 
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<unused.*>|<pad>|<mask>", re.DOTALL)
 _STRIPS = ("lstrip", "rstrip", "single_word")
@@ -38,6 +40,12 @@ def check_fits(path: Path, text: Any, token: Any, vocab_size: int) -> None:
         )
     if len(text) > LONGEST_TOKEN:
         raise InvalidFile(f"{path}: the token {token} has {len(text)} characters; do not trust it")
+
+
+def check_work(path: Path, tokens: Iterable[Sized]) -> None:
+    """Refuse a vocabulary whose merges would take hours to find."""
+    if sum(len(token) ** 2 for token in tokens) > _MOST_WORK:
+        raise InvalidFile(f"{path} has more long tokens than any vocabulary; do not trust it")
 
 
 def check_added(path: Path, tokens: Iterable[AddedToken], notice: Callable[[str], None]) -> None:

@@ -59,8 +59,13 @@ def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
             partial.unlink()
 
 
-def check_space(folder: Path, nbytes: int) -> None:
-    """Raise InvalidInput when a file of that size will not fit beside what is in a folder."""
+def check_space(
+    folder: Path,
+    nbytes: float,
+    what: str = "the file",
+    remedy: str = "name another place to write",
+) -> None:
+    """Raise InvalidInput when something of that size will not fit beside what is in a folder."""
     from shutil import disk_usage  # rarely needed, and slow to import
 
     try:
@@ -69,8 +74,8 @@ def check_space(folder: Path, nbytes: int) -> None:
         return
     if nbytes > free:
         raise InvalidInput(
-            f"the file takes {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {folder}; "
-            "name another place to write"
+            f"{what} takes {nbytes / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free in {folder}; "
+            f"{remedy}"
         )
 
 
@@ -99,12 +104,13 @@ def _locked(partial: Path) -> int:
     """Create a file and lock it: the lock says that somebody is writing it."""
     while True:
         descriptor = os.open(partial, os.O_CREAT | os.O_RDWR, 0o666)
+        ours = True
         # A lock of Windows keeps this process from writing, too.
         if sys.platform != "win32":
             with contextlib.suppress(OSError):
-                try_lock(descriptor)
+                ours = try_lock(descriptor)
         # Between the two steps it may have been taken for one that nobody writes.
-        if partial.exists():
+        if ours and partial.exists():
             return descriptor
         os.close(descriptor)
 

@@ -98,6 +98,7 @@ HOSTILE = [
     "../m.gguf", "a/../../m.gguf", "/etc/m.gguf", "a//m.gguf", "./m.gguf", ".m.gguf", "a/.b/m.gguf",
     "..\\m.gguf", "C:\\m.gguf", "C:m.gguf", "m\n.gguf", "m\x1b[2J.gguf", "m\0.gguf", "a /m.gguf",
     "a./m.gguf", "m" * 200 + ".gguf", "m\udce4.gguf", "",
+    "-m.safetensors", ".m.safetensors",
 ]  # fmt: skip
 
 
@@ -127,6 +128,7 @@ WEIGHTS = {
 SMALL = [
     "chat_template.jinja",
     "config.json",
+    "hf_quant_config.json",
     "params.json",
     "tokenizer.json",
     "tokenizer.model.v3",

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 import keelback
 import tiny
+import tiny_files
 from keelback.convert import convert
 from keelback.convert import write as writing
 from keelback.kernels import files
@@ -104,6 +106,20 @@ def test_auto_keeps_the_precision_of_the_checkpoint(tiny_file):
         assert GGUF(tiny_file(name, "auto")).tensors["token_embd.weight"].block.name == kind
 
 
+def test_numbers_of_eight_bytes_become_those_of_four(checkpoint: Path, tmp_path: Path):
+    weights = {name: tiny_files.raw(x, "F64") for name, x in tiny.weights("mamba-tied").items()}
+    tiny_files.write_safetensors(checkpoint / "model.safetensors", weights)
+    file = GGUF(convert(checkpoint, tmp_path / "m.gguf"))
+    stored = file.data(file.tensors["token_embd.weight"]).view(np.float32)
+    wanted = tiny.weights("mamba-tied")["backbone.embeddings.weight"]
+    assert np.array_equal(stored, wanted.reshape(-1))
+    huge = np.full(wanted.shape, 1e300)
+    weights["backbone.embeddings.weight"] = tiny_files.Raw("F64", huge.shape, huge.tobytes())
+    tiny_files.write_safetensors(checkpoint / "model.safetensors", weights)
+    with warnings.catch_warnings(action="error"), pytest.raises(keelback.InvalidFile, match="fini"):
+        convert(checkpoint, tmp_path / "m.gguf")
+
+
 def test_what_llama_cpp_has_no_slot_for_is_said(checkpoint: Path, tmp_path: Path):
     said: list[str] = []
     convert(
@@ -130,7 +146,7 @@ def test_sampling_defaults_travel(checkpoint: Path, tmp_path: Path):
     ("changes", "said"),
     [
         ({"model_type": "unheard_of"}, "model_type 'unheard_of' is not known"),
-        ({"model_type": ..., "architectures": ...}, "model_type 'None' is not known"),
+        ({"model_type": ..., "architectures": ...}, "model_type None is not known"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantized already \(gptq\)"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"hidden_size": ...}, "lacks the key hidden_size"),
@@ -185,13 +201,23 @@ def test_truncated_weights_get_a_sentence(checkpoint: Path, tmp_path: Path, leng
         convert(checkpoint, tmp_path / "out.gguf")
 
 
-def test_an_index_that_points_outside_its_folder_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("../secret.safetensors", r"no \.safetensors file there"),
+        ("a\0b.safetensors", r"no \.safetensors file there"),
+        ("\ud800.safetensors", r"no \.safetensors file there"),
+        ("a" * 300 + ".safetensors", "File name too long"),
+        ("gone.safetensors", r"gone\.safetensors is missing"),
+    ],
+)
+def test_an_index_that_names_no_file_of_its_folder_is_refused(tmp_path: Path, name: str, said: str):
     folder = tiny.write_checkpoint("mamba2-sharded", tmp_path / "sharded")
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
-    content["weight_map"] = dict.fromkeys(content["weight_map"], "../secret.safetensors")
+    content["weight_map"] = dict.fromkeys(content["weight_map"], name)
     index.write_text(json.dumps(content))
-    with pytest.raises(keelback.InvalidFile, match=r"no \.safetensors file there"):
+    with pytest.raises(keelback.InvalidFile, match=said):
         convert(folder, tmp_path / "out.gguf")
 
 
@@ -311,8 +337,16 @@ def test_the_target_is_never_a_device_or_the_checkpoint_itself(checkpoint: Path,
     for target in (tmp_path, tmp_path / "fifo", Path("/dev/null"), tmp_path / "no" / "out.gguf"):
         with pytest.raises(keelback.InvalidInput, match=str(target)):
             convert(checkpoint, target)
-    with pytest.raises(keelback.InvalidInput, match="part of the checkpoint"):
-        convert(checkpoint, checkpoint / "model.safetensors")
+    (tmp_path / "weights").symlink_to(checkpoint / "model.safetensors")
+    for target in (
+        checkpoint / "model.safetensors",
+        tmp_path / "weights",
+        checkpoint / "config.json",
+    ):
+        with pytest.raises(keelback.InvalidInput, match="part of the checkpoint"):
+            convert(checkpoint, target)
+    for _ in range(2):
+        convert(checkpoint, checkpoint / "beside.gguf")
     link = tmp_path / "link.gguf"
     link.symlink_to(tmp_path / "real.gguf")
     convert(checkpoint, link)

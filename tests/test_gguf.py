@@ -260,6 +260,8 @@ def test_a_missing_file_and_a_folder_get_a_sentence(tmp_path: Path):
         GGUF(tmp_path / "missing.gguf")
     with pytest.raises(keelback.InvalidFile, match="is a folder"):
         GGUF(tmp_path)
+    with pytest.raises(keelback.InvalidFile, match="File name too long"):
+        GGUF(tmp_path / ("x" * 300))
 
 
 def test_missing_keys_and_tensors_and_wrong_shapes_are_named(tiny_file, tmp_path: Path):

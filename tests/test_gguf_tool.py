@@ -188,7 +188,7 @@ def test_values_of_every_type_are_set_and_keep_it(model: Path, kind: str, text: 
 REFUSED = [
     ("u8", "256"), ("u8", "-1"), ("u32", "1.5"), ("f32", "1e39"), ("f32", "x"), ("bool", "2"),
     ("arr[i32]", "1"), ("arr[i32]", "[1"), ("arr[i32]", "[1.5]"), ("arr[str]", "[1]"),
-    ("arr[str]", '["\\ud800"]'),
+    ("arr[str]", '["\\ud800"]'), ("arr[bool]", '["false"]'),
 ]  # fmt: skip
 
 

@@ -323,10 +323,23 @@ def test_files_of_huggingface_hubs_cache_are_taken_from_there(server: HubServer,
 
 
 def test_a_model_type_that_is_not_known_costs_no_weights(server: HubServer):
-    server.repos[CHECKPOINT]["config.json"] = b'{"model_type": "llama"}'
-    with pytest.raises(UnsupportedModel, match=r"'llama' is not known; keelback converts .*mamba2"):
-        pulled(CHECKPOINT)
-    assert server.downloads() == ["config.json"]
+    files = server.repos[CHECKPOINT]
+    for config, said in (
+        (b'{"model_type": "llama"}', "llama is a transformer"),
+        (b'{"model_type": "new", "llm_config": {}}', "'new' is not known; keelback converts "),
+        (b'{"model_type": "some_vl", "llm_config": {"model_type": "gpt2"}}', "gpt2 is a transfo"),
+    ):
+        files["config.json"] = config
+        with pytest.raises(UnsupportedModel, match=f"{CHECKPOINT}/config.json: .*{said}"):
+            pulled(CHECKPOINT)
+    assert LARGE not in server.downloads()
+
+
+def test_a_wrapped_model_is_pulled_as_it_is_converted(server: HubServer):
+    theirs = json.loads(server.repos[CHECKPOINT]["config.json"])
+    wrapped = {"model_type": "some_vl", "language_config": theirs}
+    server.repos[CHECKPOINT]["config.json"] = json.dumps(wrapped).encode()
+    assert pulled(CHECKPOINT).is_file()
 
 
 def test_a_checkpoint_that_cannot_be_converted_is_kept_and_named(server: HubServer):
@@ -342,7 +355,7 @@ def test_a_checkpoint_that_cannot_be_converted_is_kept_and_named(server: HubServ
 def test_a_disk_that_is_too_small_is_seen_beforehand(server: HubServer, monkeypatch):
     usage = shutil.disk_usage(".")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InvalidInput, match=r"needs .* GB more in .* and 0.00 GB are free"):
+    with pytest.raises(InvalidInput, match=r"to come of .* and 0.00 GB are free .*KEELBACK_MODELS"):
         pulled(GGUF)
     assert server.downloads() == []
 

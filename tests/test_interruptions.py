@@ -26,6 +26,7 @@ import tiny
 from keelback import models
 from keelback.convert import convert
 from keelback.convert.source import InputFile
+from keelback.kernels import files
 
 KILLS = int(os.environ.get("KEELBACK_KILLS", "5"))
 CONVERT = (
@@ -97,6 +98,22 @@ def test_the_file_of_a_running_writer_is_not_tidied_away(checkpoint: Path, tmp_p
 
     convert(checkpoint, first, progress=convert_beside)
     assert len(seen[0]) == 1 and keelback.load(first).vocabulary == 400_000
+
+
+@linux
+def test_a_new_file_that_another_process_tidies_away_is_made_again(tmp_path: Path, monkeypatch):
+    new, others = tmp_path / "new", list[Path]()
+
+    def lock(descriptor: int) -> bool:
+        """The first time the other process has the lock already, and unlinks the file later."""
+        others.extend(tmp_path.glob(".*.partial"))
+        return len(others) > 1
+
+    monkeypatch.setattr(files, "try_lock", lock)
+    with files.replacing(new) as partial:
+        assert len(others) == 2
+        partial.write_text("x")
+    assert new.read_text() == "x"
 
 
 @linux
@@ -180,7 +197,7 @@ def test_a_disk_that_fails_under_the_source_gets_a_sentence(
             self.file, self.seek = file, file.seek
 
         def readinto(self, view: memoryview) -> int:
-            if len(view) > 1 << 20:
+            if len(view) > 1 << 16:  # more than a header: the numbers of a tensor
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             return self.file.readinto(view)
 

@@ -13,7 +13,8 @@ import tiny
 import tiny_files
 import tiny_layouts
 from keelback.convert import convert
-from keelback.convert.places import title
+from keelback.convert.checkpoint import Checkpoint
+from keelback.convert.location import title
 
 FOUR_BITS = {"type": "int", "num_bits": 4, "strategy": "group"}
 
@@ -85,6 +86,23 @@ def test_tensors_that_say_quantized_are_refused(checkpoint: Path, end: str, meth
 
 
 @pytest.mark.parametrize(
+    ("kind", "error", "said"),
+    [
+        (5, keelback.InvalidFile, r"model\.safetensors is damaged"),
+        (None, keelback.InvalidFile, r"model\.safetensors is damaged"),
+        ("F8_E4M3FNUZ", keelback.UnsupportedModel, "in_proj.weight has the type F8_E4M3FNUZ"),
+    ],
+)
+def test_numbers_of_a_type_that_cannot_be_read_are_refused(checkpoint, kind, error, said):
+    tensors, name = tiny.stored("mamba-tied"), "backbone.layers.0.mixer.in_proj.weight"
+    matrix = tensors[name]
+    tensors[name] = tiny_files.Raw(kind, matrix.shape, matrix.data)
+    tensors[f"{name}_scale"] = tiny_files.raw(np.ones(1, np.float32))
+    tiny_files.write_safetensors(checkpoint / "model.safetensors", tensors)
+    refused(checkpoint, said, error)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "method"),
     [
         ("quantize_config.json", "{}", "GPTQ"),
@@ -111,6 +129,35 @@ def test_float8_numbers_without_their_factors_are_refused(tmp_path: Path):
     tensors[name], _ = tiny_files.float8(tiny_files.read(tensors[name]), (16, 12))
     tiny_files.write_safetensors(weights, tensors)
     refused(path, f"lacks the factors of the float8 tensor {name}", keelback.InvalidFile)
+
+
+# The first has as many blocks as the matrix has rows, the second blocks wider than any matrix.
+@pytest.mark.parametrize("block", [(2, 20), (2, 1 << 24)])
+def test_float8_factors_are_told_apart_by_their_shape(checkpoint: Path, block: tuple[int, int]):
+    tensors, name = tiny.stored("mamba-tied"), "backbone.layers.0.mixer.in_proj.weight"
+    values = tiny_files.read(tensors[name])
+    tensors[name], factors = tiny_files.float8(values, block)
+    tensors[f"{name}_scale_inv"] = tiny_files.raw(factors)
+    tiny_files.write_safetensors(checkpoint / "model.safetensors", tensors)
+    edit(checkpoint, quantization_config={"quant_method": "fp8", "weight_block_size": block})
+    assert values.shape[0] == 2 * len(factors)
+    source = Checkpoint(checkpoint).require(name)
+    assert np.array_equal(source.read(), tiny_files.dequantized(tensors[name], factors, block))
+    assert source.block[1] <= values.shape[1]
+
+
+def test_an_output_matrix_that_config_promises_has_to_be_there(checkpoint: Path):
+    refused(
+        edit(checkpoint, tie_word_embeddings=False),
+        "lacks the tensor lm_head.weight",
+        keelback.InvalidFile,
+    )
+    theirs = tiny.VARIANTS["mamba-tied"].config
+    tiny.write_config(checkpoint, MAMBA_SSM | {"tie_embeddings": False})
+    refused(checkpoint, "lacks the tensor lm_head.weight", keelback.InvalidFile)
+    wrapper = {"model_type": "some_vl", "tie_word_embeddings": False}
+    tiny.write_config(checkpoint, wrapper | {"text_config": theirs | {"tie_word_embeddings": None}})
+    assert convert(checkpoint, checkpoint.parent / "m.gguf").is_file()
 
 
 def test_adapters_are_refused_by_their_config_and_by_their_tensors(checkpoint: Path):
@@ -140,6 +187,14 @@ def test_adapters_are_refused_by_their_config_and_by_their_tensors(checkpoint: P
 )
 def test_other_families_are_named(checkpoint: Path, changes: dict, said: str):
     refused(edit(checkpoint, **changes), said)
+
+
+def test_a_long_list_of_attention_layers_is_not_searched_for_every_layer(tmp_path: Path):
+    folder = tiny.write_checkpoint("granite-dense", tmp_path / "m")
+    layers = dict.fromkeys(("layer_types", "layers_block_type"), ...)
+    indices = [1, *range(1 << 20, 1 << 21)]
+    edit(folder, num_hidden_layers=1 << 20, attn_layer_indices=indices, **layers)
+    refused(folder, "lacks the tensor", keelback.InvalidFile)  # it would take hours
 
 
 MAMBA_SSM = {"d_model": 40, "n_layer": 2, "vocab_size": 61}

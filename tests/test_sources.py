@@ -106,8 +106,8 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a tensor beyond its storage": (tensor(first=b"K\x01"), "inside its storage"),
     "a huge tensor": (tensor(shape=b"\x8a\x07" + b"\xff" * 6 + b"\x7f\x85"), "impossible size"),
     "a negative place": (tensor(first=b"J\xff\xff\xff\xff"), "impossible size"),
-    "transposed": (tensor(shape=b"K\x02K\x02\x86", stride=b"K\x01K\x02\x86"), "contiguous"),
-    "a repeated number": (tensor(stride=b"K\0\x85"), "contiguous"),
+    "transposed": (tensor(shape=b"K\x02K\x02\x86", stride=b"K\x01K\x02\x86"), "not lie in order"),
+    "a repeated number": (tensor(stride=b"K\0\x85"), "not lie in order"),
     "too few strides": (tensor(shape=b"K\x02K\x02\x86"), "damaged"),
 }  # fmt: skip
 

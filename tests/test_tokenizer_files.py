@@ -107,6 +107,12 @@ def test_tekken_files(tmp_path: Path) -> None:
     listed = [{"token_str": text, "is_control": text != "<b>"} for text in ("<unk>", "<s>", "<b>")]
     pairs = read_tokenizer(save(tmp_path, tekken=tekken(ranks()) | {"special_tokens": listed}), 330)
     assert pairs["tokenizer.ggml.token_type"][:4] == [3, 3, 4, 3]
+    ranked = [{**entry, "rank": place} for place, entry in enumerate(listed)]
+    document = tekken(ranks()) | {"special_tokens": ranked}
+    assert read_tokenizer(save(tmp_path, tekken=document), 330) == pairs
+    ranked.reverse()
+    with pytest.raises(InvalidFile, match="out of order"):
+        read_tokenizer(save(tmp_path, tekken=document), 330)
     for spoilt in (
         {"pattern": "."},
         {"default_vocab_size": 900},
@@ -220,9 +226,26 @@ def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
         pairs = read_tokenizer(checkpoint, 410, tokenizer=place)
         assert pairs["tokenizer.ggml.padding_token_id"] == 1 == pairs["tokenizer.ggml.eos_token_id"]
         assert "tokenizer.ggml.bos_token_id" not in pairs and pairs["tokenizer.ggml.pre"] == "olmo"
-    for place in (checkpoint, elsewhere / "nothing.json", elsewhere / "nothing.txt"):
+    nothing = [elsewhere / name for name in ("nothing.json", "nothing.txt", "x" * 300)]
+    for place in (checkpoint, *nothing):
         with pytest.raises((InvalidInput, InvalidFile), match=place.name):
             read_tokenizer(checkpoint, 410, tokenizer=place)
+
+
+@pytest.mark.parametrize("key", ["text_config", "llm_config", "language_config"])
+def test_the_ends_of_a_wrapped_model_are_its_own(key: str, tmp_path: Path) -> None:
+    config = {"eos_token_id": 5, "pad_token_id": 6, key: {"eos_token_id": 7}}
+    pairs = read_tokenizer(save(tmp_path, config=config), 410)
+    assert pairs["tokenizer.ggml.eos_token_id"] == 7
+    assert pairs["tokenizer.ggml.padding_token_id"] == 6
+
+
+def test_a_wrong_id_is_looked_for_in_the_checkpoint(tmp_path: Path) -> None:
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    save(elsewhere, make())
+    save(tmp_path, config={"eos_token_id": 1000})
+    with pytest.raises(UnsupportedModel, match=f"{tmp_path}: eos_token_id is 1000"):
+        read_tokenizer(tmp_path, 410, tokenizer=elsewhere)
 
 
 HOSTILE_PATTERNS = (
@@ -306,8 +329,18 @@ def test_damaged_files(name: str, tmp_path: Path) -> None:
 def test_ranks_that_would_take_a_day_to_merge_are_refused(tmp_path: Path) -> None:
     long = {b"a" * length: length for length in range(7000, 7100)}
     (tmp_path / "tiktoken.model").write_bytes(tiktoken_file(ranks() | long))
-    with pytest.raises(InvalidFile, match="no list of byte strings"):
+    with pytest.raises(InvalidFile, match="more long tokens than any vocabulary"):
         read_tokenizer(tmp_path, 8000)
+
+
+def test_merges_of_sentencepiece_are_not_looked_for_in_pieces_without_end(tmp_path: Path) -> None:
+    (source := tmp_path / "original").write_bytes(sentencepiece_model())
+    document = json.loads(metaspace(source, legacy=False).to_str())
+    vocabulary = document["model"]["vocab"]
+    for length in range(7000, 7100):
+        vocabulary["a" * length] = len(vocabulary)
+    with pytest.raises(InvalidFile, match="more long tokens than any vocabulary"):
+        read_tokenizer(save(tmp_path, tokenizer=document), 500)
 
 
 def test_a_run_too_long_for_a_pattern_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

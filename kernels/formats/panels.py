@@ -45,9 +45,6 @@ PANELS = {
     for panel in (_panel("Q8_0", 34), _panel("Q4_0", 18), _panel("Q4_K", 148), _panel("Q6_K", 212))
 }
 
-#: Formats that exist in memory only.
-PANEL_FORMATS = frozenset(panel.stored for panel in PANELS.values())
-
 
 def panel_rows(rows: int) -> int:
     """Rows that `rows` rows take in panels: the last panel is filled up with zeros."""

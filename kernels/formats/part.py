@@ -65,9 +65,9 @@ class Part:
 
     def __init__(self, path: str | Path, index: int = 0) -> None:
         self.path, self.index = Path(path), index
-        if self.path.is_dir():
+        if os.path.isdir(path):
             raise InvalidFile(f"{path} is a folder; name a .gguf file, or convert the checkpoint")
-        if self.path.exists() and not self.path.is_file():
+        if os.path.exists(path) and not os.path.isfile(path):
             raise InvalidFile(f"{path} is no ordinary file; name a .gguf file")
         try:
             with open(self.path, "rb") as file:
