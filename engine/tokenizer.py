@@ -191,7 +191,7 @@ class Tokenizer:
             if default is None or default >= self.vocab_size:
                 return None
             return default if self._types[default] == TokenType.CONTROL else None
-        if not 0 <= token < self.vocab_size and self.kind != "none":
+        if token < 0 or (token >= self.vocab_size and self.kind != "none"):
             raise keys.broken(key, f"is {token}, and there are {self.vocab_size} tokens")
         return token
 
@@ -206,8 +206,8 @@ class Tokenizer:
         named = {token for token in ends.values() if token is not None}
 
         def marked(text: str) -> bool:
-            token = ids.get(text, -1)
-            return token in named or (token >= 0 and self._types[token] != TokenType.NORMAL)
+            token = ids.get(text)
+            return token is not None and (token in named or self._types[token] != TokenType.NORMAL)
 
         texts = list(filter(marked, pretokenizers.END_TEXTS))
         for name, candidates in pretokenizers.FILL_END_TEXTS.items():
