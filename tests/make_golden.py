@@ -35,7 +35,7 @@ import numpy as np
 import tiny
 
 GOLDEN = Path(__file__).parent / "golden"
-STEP_TOLERANCE = 2e-5  # one call against one token at a time, logits of size about 1
+STEP_TOLERANCE = 2e-5  # one call against one token at a time; tied logits reach more than 1
 
 #: transformers 5 keeps experts under other names than it saves them.
 IN_MEMORY = {
@@ -145,7 +145,7 @@ def make(name: str, length: int) -> int:
     if not (np.isfinite(logits).all() and logits.dtype == np.float32):
         raise SystemExit(f"{name}: logits are not finite float32 numbers")
     gap = float(np.abs(logits - steps).max())
-    if gap > STEP_TOLERANCE:
+    if gap > STEP_TOLERANCE * max(1.0, float(np.abs(logits).max()) / 10):
         raise SystemExit(f"{name}: at once and by steps differ by {gap:.2e}")
     made = f"{type(model).__name__}: {versions(tiny.VARIANTS[name].model_type)}; by steps {gap:.1e}"
     path = GOLDEN / f"{name}.npz"

@@ -2,7 +2,8 @@
 
 What llama.cpp quantized is compared with llama.cpp twice: as it runs the file, and as it runs the
 same weights widened to float32 by itself. It rounds what meets K-quants and IQ4_XS with one scale
-for 256 values, which alone takes it 1 to 2 % away from the second; keelback has a scale for 32.
+for 256 values, which takes it 1.3 % away from the second on the trained models; keelback has a
+scale for 32.
 The figures show with pytest -rP.
 """
 
@@ -91,7 +92,8 @@ def test_what_llamacpp_quantizes_runs_alike_in_both(
             f"{name} {kind}: {direct:.1e} from llama.cpp; from its float32, keelback {far:.1e}, "
             f"llama.cpp {distance(theirs, exact):.1e}"
         )
-        assert far < COARSE and direct < (COARSE if kind in ALIKE else 2 * COARSE)
+        unlike = name in TRAINED and kind not in ALIKE
+        assert far < COARSE and direct < (2 * COARSE if unlike else COARSE)
 
 
 def check_same_values(path: Path, wide: Path) -> None:

@@ -183,8 +183,9 @@ _add("mamba2", "mamba2-k256", 256, 67, num_heads=8, head_dim=64, n_groups=2, sta
 
 # Small contributions of the layers: rounding is then not amplified from one to the next.
 _WIDE = {"gain": {"out_proj": 0.2, "output_linear": 0.2}}
-_add("mamba", "mamba-wide", 256, 97, tie_word_embeddings=False, **_WIDE)
-_add("mamba2", "mamba2-wide", 256, 97, num_heads=8, head_dim=64, n_groups=2, state_size=24, **_WIDE)
+_add("mamba", "mamba-wide", 256, 97, **_WIDE)
+_add("mamba2", "mamba2-wide", 256, 97, num_heads=8, head_dim=64, n_groups=2, state_size=24,
+     tie_word_embeddings=True, **_WIDE)
 _add("granitemoehybrid", "granite-wide", 256, 97, num_attention_heads=4, num_key_value_heads=2,
      mamba_n_heads=8, mamba_d_head=64, intermediate_size=512, shared_intermediate_size=512, **_WIDE)
 
