@@ -16,7 +16,7 @@ from ..kernels.errors import InvalidInput, NumericalError, printable
 from .backend import MAX_ROWS, Batch, Progress, make_backend
 from .footprint import admission, fits_panels
 from .info import open_file, tokenizer_of
-from .state import Layout, State, check_states
+from .state import Layout, State, cache_types, check_states
 from .threads import CancelFlag, early, pool
 from .tokenizer import Tokenizer
 from .weights import WeightStore
@@ -45,6 +45,8 @@ class Model:
         repack: bool | None = None,
         max_ram: str | int | None = None,
         text: bool = False,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
     ) -> None:
         """See `keelback.load`; `notice` and `progress` are told of what takes time.
 
@@ -55,7 +57,7 @@ class Model:
         admit = admission(Path(path), max_ram)
         self.file = open_file(path)
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
-        self.layout = Layout.of(self.graph)
+        self.layout = Layout.of(self.graph, cache_types(cache_type_k, cache_type_v))
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0
         build = partial(tokenizer_of, self.file, self.vocabulary)
         self._tokenizer = early(build) if text else build

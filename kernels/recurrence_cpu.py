@@ -101,7 +101,7 @@ def _pass(decay, erase, count):
         d_key, d_value = width(op, K) // key_heads, width(op, V) // heads
         first, end = first_row(context, sequence), first_row(context, sequence + 1)
         step, key_at = FLOAT * d_value, FLOAT * key_head * d_key
-        rate = f32(address(op, context, A))[head]
+        rate = f32(address(op, context, A))[head] if present(op, A) else ONE
         dts = address(op, context, DT) + FLOAT * head * (d_key if per_key else 1)
         keys, held = address(op, context, K) + key_at + first * stride(op, K), nothing()
         if erases and not per_key and first < end:

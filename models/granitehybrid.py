@@ -15,6 +15,7 @@ from .blocks import attend, gated_mlp, mixture
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
+from .rope import speeds
 
 ARCHITECTURE = "granitehybrid"
 
@@ -66,11 +67,6 @@ def _rotation(p: Hyperparameters, d_head: int) -> dict[str, Any]:
     """
     count = p.count("rope.dimension_count", d_head)
     rearranged = p.count("rope.rearranged_count", d_head)
-    if p.metadata.get(f"{p.architecture}.rope.scaling.type", "none") != "none":
-        raise UnsupportedModel(
-            f"{p.path}: {p.architecture}.rope.scaling.type asks for scaled rotary positions, which "
-            "keelback cannot run"
-        )
     pairs = neighbours(count)
     if count != rearranged:
         if 2 * count > rearranged:
@@ -79,7 +75,7 @@ def _rotation(p: Hyperparameters, d_head: int) -> dict[str, Any]:
                 f"heads of {rearranged} values, or up to half of each"
             )
         pairs = {"count": count, "step": 2, "gap": count}
-    return {**pairs, "ratio": p.number("rope.freq_base", 10000.0) ** (-2 / count)}
+    return {**pairs, **speeds(p, count)}
 
 
 def _feed_forward(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:

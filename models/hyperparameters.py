@@ -50,6 +50,13 @@ class Hyperparameters:
             raise self._bad(key, value, "true or false")
         return value
 
+    def text(self, key: str, default: Any = _REQUIRED) -> str:
+        """A string."""
+        value = self._get(key, default)
+        if type(value) is not str:
+            raise self._bad(key, value, "a text")
+        return value
+
     def per_layer(self, key: str, layers: int) -> list[int]:
         """Whole numbers from 0 to LARGEST_DIMENSION, one a layer; a single one counts for all."""
         value = self._get(key, _REQUIRED)

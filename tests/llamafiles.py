@@ -52,7 +52,10 @@ import json, runpy, sys, traceback
 source, jobs = sys.argv[1], json.loads(sys.argv[2])
 sys.path[:0] = [source, source + "/gguf-py"]
 from conversion.base import TextModel
-from conversion.mamba import Mamba2Model, MambaModel
+import importlib, pkgutil
+import conversion
+for module in pkgutil.iter_modules(conversion.__path__):
+    importlib.import_module("conversion." + module.name)
 
 known = TextModel.get_vocab_base_pre
 
@@ -69,8 +72,14 @@ def get_vocab_base_pre(self, tokenizer):
         return job["pre"]
 
 TextModel.get_vocab_base_pre = get_vocab_base_pre
-for kind in (MambaModel, Mamba2Model):
-    kind.set_vocab = lambda self, original=kind.set_vocab: set_vocab(self, original)
+def every(kind):
+    yield kind
+    for below in kind.__subclasses__():
+        yield from every(below)
+
+for kind in set(every(TextModel)):
+    if "set_vocab" in vars(kind):
+        kind.set_vocab = lambda self, original=kind.set_vocab: set_vocab(self, original)
 errors = {}
 for job in jobs:
     sys.argv = ["convert", job["checkpoint"], "--outfile", job["target"]]
@@ -86,6 +95,8 @@ print(json.dumps(errors))
 def is_representable(variant: tiny.Variant) -> bool:
     """Whether llama.cpp has a way to say what this checkpoint is."""
     config = variant.config
+    if family := tiny.FAMILIES.get(variant.model_type):
+        return variant.name in family.llamacpp
     if variant.model_type in ("granitemoehybrid", "bamba"):
         return not config["mamba_proj_bias"]
     if variant.model_type == "gated_deltanet" or config["use_bias"]:
@@ -244,7 +255,8 @@ def llama_ids(path: Path, text: str) -> list[int]:
 
 
 def our_logits(path: Path, ids: np.ndarray) -> np.ndarray:
-    return Model(path, threads=1, notice=lambda text: None).forward(ids, logits="all")[0]
+    kept = {"cache_type_k": "f32", "cache_type_v": "f32"}
+    return Model(path, threads=1, notice=lambda text: None, **kept).forward(ids, logits="all")[0]
 
 
 def prompts(name: str) -> list[np.ndarray]:

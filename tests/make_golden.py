@@ -79,13 +79,17 @@ def load(name: str, folder: Path) -> Any:
     )
     if any(info.values()):
         raise SystemExit(f"{name}: loading was not clean: {info}")
-    memory = {on_disk(key): value.numpy() for key, value in model.state_dict().items()}
+    family = tiny.FAMILIES.get(tiny.VARIANTS[name].model_type)
+    named = (lambda key: key) if family else on_disk
+    memory = {named(key): value.float().numpy() for key, value in model.state_dict().items()}
     if tiny.VARIANTS[name].config["tie_word_embeddings"]:
         head, table = model.get_output_embeddings(), model.get_input_embeddings()
         if head.weight is not table.weight:
             raise SystemExit(f"{name}: the output head is not tied to the embeddings")
         memory.pop("lm_head.weight")
     disk = tiny.weights(name)
+    if family:
+        disk = family.in_memory(disk)
     if memory.keys() != disk.keys():
         raise SystemExit(f"{name}: other tensors in memory: {sorted(memory.keys() ^ disk.keys())}")
     for key, value in disk.items():
@@ -113,7 +117,8 @@ def run_by_steps(model: Any, ids: np.ndarray) -> np.ndarray:
     """Logits of one call per token with the model's own cache: (n,) -> (n, n_vocab)."""
     import torch
 
-    key = "past_key_values" if model.config.model_type in HYBRIDS else "cache_params"
+    hybrid = model.config.model_type in (*HYBRIDS, *tiny.FAMILIES)
+    key = "past_key_values" if hybrid else "cache_params"
     cache, rows = None, []
     with torch.no_grad():
         for i, token in enumerate(torch.from_numpy(ids)):

@@ -5,9 +5,13 @@ needs no function of the C library: the files are the same bytes on every machin
 in golden/ (made once by make_golden.py) stay valid.
 """
 
+from __future__ import annotations
+
 import json
 import math
+import runpy
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,27 @@ class Variant:
     gain: dict[str, float] = field(default_factory=dict)
     # Rows and columns of the blocks in which the projections of layers were float8 once.
     float8: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a file of families/ says of a model_type, in `FAMILIES`, a list of these.
+
+    defaults   its config.json, of which a variant replaces some values
+    shapes     config -> names and shapes of the tensors on disk
+    variants   (name, hidden_size, vocab_size, what is replaced: also fields of Variant)
+    in_memory  tensors on disk -> the same as the reference names and arranges them in memory
+    llamacpp   variants that llama.cpp runs with the same logits, from our file and from its own
+    said       variants of which the converter says that only keelback runs them
+    """
+
+    model_type: str
+    defaults: dict[str, Any]
+    shapes: Callable[[dict[str, Any]], Iterator[tuple[str, tuple[int, ...]]]]
+    variants: list[tuple[str, int, int, dict[str, Any]]]
+    in_memory: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda tensors: tensors
+    llamacpp: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
 
 _COMMON: dict[str, Any] = {
@@ -134,6 +159,8 @@ _DEFAULTS = {
 }
 
 VARIANTS: dict[str, Variant] = {}
+#: Families with a file of their own, by model_type.
+FAMILIES: dict[str, Family] = {}
 _OF_VARIANT = ("dtype", "shards", "gain", "float8")
 
 
@@ -238,6 +265,16 @@ _add("bamba", "bamba-bias", 48, 53, num_attention_heads=3, num_key_value_heads=3
 # fmt: on
 
 
+def _add_families() -> None:
+    for file in sorted((Path(__file__).parent / "families").glob("*.py")):
+        for family in runpy.run_path(str(file))["FAMILIES"]:
+            FAMILIES[family.model_type] = family
+            _DEFAULTS[family.model_type] = _COMMON | family.defaults
+            SHAPES[family.model_type] = family.shapes
+            for name, hidden, vocab, over in family.variants:
+                _add(family.model_type, name, hidden, vocab, **over)
+
+
 # End of a tensor name -> the interval it is drawn from; other tensors are matrices.
 _INTERVALS = (
     (("embeddings.weight", "embed_tokens.weight"), -0.4, 0.4),
@@ -324,3 +361,6 @@ def write_checkpoint(name: str, folder: Path) -> Path:
         form = tiny_files.SAFETENSORS
         tiny_files.write_shards(folder, stored(name), form, variant.shards)
     return folder
+
+
+_add_families()
