@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+import numpy as np
 
 from .checkpoint import Checkpoint
 from .config import Config
@@ -79,15 +82,25 @@ def _add_layer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     add_projection_biases(result, checkpoint, mixer, blk, 2 * d_inner)
 
 
-def add_ends(result: Plan, checkpoint: Checkpoint, embedding: str, norm: str) -> None:
-    """The embedding, the last norm, and the output matrix unless it is the embedding again."""
+def add_ends(
+    result: Plan,
+    checkpoint: Checkpoint,
+    embedding: str,
+    norm: str,
+    function: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
+    """The embedding, the last norm, and the output matrix unless it is the embedding again.
+
+    function: what is applied to the norm's weight.
+    """
     d_model = result.keys["embedding_length"]
     table = checkpoint.require(embedding)
     vocabulary = table.shape[0] if table.shape else 0
     table = checkpoint.require(embedding, vocabulary, d_model)
     result.keys["vocab_size"] = vocabulary
     result.add("token_embd.weight", (vocabulary, d_model), table)
-    result.add("output_norm.weight", (d_model,), checkpoint.require(norm, d_model))
+    last = Part(checkpoint.require(norm, d_model), function=function)
+    result.add("output_norm.weight", (d_model,), last)
     # Where config says that it is a matrix of its own, the embedding would not do for it.
     own = checkpoint.config.get("tie_word_embeddings") is False
     take = checkpoint.require if own else checkpoint.find
