@@ -98,7 +98,7 @@ class State:
     """A sequence's memory.
 
     block     float32, all recurrent tensors and conv windows, one after another (see Layout)
-    pages     KV pages of PAGE_ROWS tokens, bytes; full ones are not written again: copies share them
+    pages     KV pages of PAGE_ROWS tokens, bytes; full ones never change: copies share them
     logits    float32 (vocabulary,): those of the next token, None before the first forward
     position  tokens read; `digest` is a rolling hash of their ids
     model     fingerprint of the model that the state belongs to; numerics: what made its bits
