@@ -66,7 +66,9 @@ class Model:
             if not repack and backend == "cpu":
                 notice("weights stay in the file, for memory is short: this takes longer")
         store = WeightStore(self.file, notice, repack)
-        self.backend = make_backend(backend, self.graph, store, threads, notice, progress, admit)
+        self.backend = make_backend(
+            backend, self.graph, store, self.layout, threads, notice, progress, admit
+        )
         self.notice = notice
         self.file.release_all()
 

@@ -25,7 +25,7 @@ def tensor(path: Path, name: str) -> np.ndarray:
 
 def memory(state: State) -> bytes:
     """All that a state remembers."""
-    rows = [CacheView(state, ref).read(state.position) for ref in state.layout.caches]
+    rows = [CacheView(state, at.ref).read_raw(state.position) for at in state.layout.caches]
     return b"".join(array.tobytes() for array in (state.block, *rows))
 
 
