@@ -134,7 +134,7 @@ def test_heads_rearranged_as_a_whole_give_the_same_logits(tiny_file, tmp_path):
         ("attention.key_length", 15, r"blk\.1\.attn_q"),
         ("rope.dimension_count", 7, "7 values"),
         ("rope.dimension_count", 10, "up to half"),
-        ("rope.scaling.type", "yarn", r"rope\.scaling\.type asks for scaled"),
+        ("rope.scaling.type", "longrope", r"rope\.scaling\.type is .longrope."),
         ("expert_used_count", 6, "6 experts cannot be chosen from 5"),
         ("expert_shared_feed_forward_length", 95, r"blk\.0\.ffn_gate_shexp"),
         ("feed_forward_length", 32, r"blk\.0\.ffn_gate_exps"),

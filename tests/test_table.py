@@ -249,12 +249,20 @@ def test_ops_that_share_a_state_wait_for_each_other_and_others_do_not():
 def test_ops_that_share_columns_of_the_pages_wait_for_each_other_and_others_do_not():
     for shared in (False, True):
         g, tensors, (x,) = inputs(16)
-        caches = [g.cache(f"{i}", "k", 2, 8) for i in range(4)]
-        kept = []
-        for pair in (caches[:2], caches[:2] if shared else caches[2:]):
-            kept.append(g.attention(x, *pair, heads=2, key_heads=2, scale=1.0))
-        g.finish(g.select(g.add(*kept)))
-        assert waits(g, tensors) == [0, 1, int(shared), 1]
+        caches = [g.cache(f"{i}", "k", 2, 8) for i in range(2)]
+        for cache in (caches[0], caches[0 if shared else 1]):
+            g.store(x, cache)
+        g.finish(g.select(x))
+        assert waits(g, tensors) == [0, 1, int(shared)]
+
+
+def test_two_ops_whose_threads_share_rows_wait_for_each_other():
+    g, tensors, (x,) = inputs(16)
+    caches = [g.cache(f"{i}", "k", 2, 8) for i in range(4)]
+    sizes = {"heads": 2, "key_heads": 2, "scale": 1.0}
+    kept = [g.attention(x, *caches[i : i + 2], **sizes) for i in (0, 2)]
+    g.finish(g.select(g.add(*kept)))
+    assert waits(g, tensors) == [0, 1, 1, 1]
 
 
 # ---- an account of every float
