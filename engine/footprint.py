@@ -18,7 +18,7 @@ from .backend import MAX_ROWS
 from .info import open_file
 from .lowering import Program, lower
 from .platform import available_memory
-from .state import PAGE_ROWS, SHARED_ROWS, Layout
+from .state import PAGE_ROWS, SHARED_ROWS, Layout, cache_types
 from .weights import WeightStore, panel_bytes
 
 #: Tokens that a text is taken to have where nothing is said.
@@ -101,7 +101,13 @@ def _shared(program: Program, context: int, sequences: int) -> int:
 
 
 def plan(
-    path: str, threads: int, repack: bool | None, context: int = CONTEXT, sequences: int = 1
+    path: str,
+    threads: int,
+    repack: bool | None,
+    context: int = CONTEXT,
+    sequences: int = 1,
+    cache_type_k: str = "f16",
+    cache_type_v: str = "f16",
 ) -> dict[str, Any]:
     """Facts about running a model file, ready for JSON. Reads its header and no tensor."""
     if context < 1 or not 1 <= sequences <= MAX_ROWS:
@@ -111,7 +117,8 @@ def plan(
         )
     file = open_file(path)
     graph = models.build(file.metadata, file.tensors, file.path)
-    layout, available = Layout.of(graph), available_memory()
+    layout = Layout.of(graph, cache_types(cache_type_k, cache_type_v))
+    available = available_memory()
     store = WeightStore(file, lambda text: None, fits_panels(graph) if repack is None else repack)
     program = lower(graph, store, layout, MAX_ROWS)
     found = footprint(program, store, layout, threads, context, sequences)
