@@ -238,6 +238,13 @@ def splat(_typing, value):
     return f32x16(types.float32), emit
 
 
+@intrinsic
+def lane_numbers(_typing):
+    """0 to 15."""
+    numbers = ir.Constant(lanes_of(_F32), [float(lane) for lane in range(LANES)])
+    return f32x16(), lambda context, builder, signature, args: numbers
+
+
 def emit_fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
     """a * b + c, rounded once; twice where the instruction set has no such instruction."""
     if isa().fma:

@@ -21,6 +21,7 @@ from keelback.engine.lowering import lower
 from keelback.engine.state import Layout
 from keelback.engine.weights import WeightStore
 from keelback.kernels import jit
+from keelback.kernels.experts import SIGMOID
 from keelback.kernels.formats.blocks import (
     BF16,
     F16,
@@ -65,14 +66,39 @@ def case(name: str, op: str, **parts: Any) -> None:
 def _activations() -> None:
     for size in SIZES:
         x, y = 3 * normal((size, 1), T, size), normal((size, 2), T, size)
-        for op in ("add", "swiglu"):
+        for op in ("add", "swiglu", "multiply"):
             case(f"{op}-{size}", op, rows={"x": x, "y": y})
         case(f"add-scale-{size}", "add", rows={"x": x, "y": y}, attributes={"scale": 0.22})
-        for op in ("scaled", "silu", "sigmoid", "softplus"):
+        for op in ("scaled", "silu", "sigmoid", "softplus", "relu_squared"):
             case(f"{op}-{size}", op, rows={"x": x})
             bias = normal((size, 3), size)
             weights, attributes = {"bias": bias}, {"scale": 2}
             case(f"{op}-bias-{size}", op, rows={"x": x}, weights=weights, attributes=attributes)
+
+
+def _gates() -> None:
+    for size in SIZES:
+        for gates in (1, 3, 3 * size):
+            rows = {"x": normal((size, 44), T, 3 * size), "gate": 3 * normal(gates, T, gates)}
+            name = f"gated-{gates}/{3 * size}"
+            if name not in CASES:
+                case(name, "gated", rows=rows)
+        case(
+            f"bounded_decay-3x{size}", "bounded_decay", rows={"x": normal((size, 45), T, 3 * size)},
+            weights={"rate": uniform(size, 0.5, 8, 3), "bias": normal((size, 46), 3 * size)},
+            attributes={"bound": 5, "heads": 3},
+        )  # fmt: skip
+
+
+def _columns() -> None:
+    for size in SIZES:
+        x, y = normal((size, 47), T, 3 * size), normal((size, 48), T, 51)
+        case(f"join-{size}", "join", rows={"x": x, "y": y}, attributes={"groups": 3})
+        for start, width in {(0, size), (size // 2, 1), (size - (size + 1) // 2, (size + 1) // 2)}:
+            case(
+                f"columns-{size}-{start}-{width}", "columns", rows={"x": x},
+                attributes={"groups": 3, "start": start, "width": width},
+            )  # fmt: skip
 
 
 def _embeddings() -> None:
@@ -275,42 +301,89 @@ def _rotaries() -> None:
                 f"rotary-{style}-{heads}x{d_head}-{count}", "rotary", rows={"x": x}, past=past,
                 attributes=common | pairs(count),
             )  # fmt: skip
-    case(
-        "rotary-apart", "rotary", rows={"x": normal(39, T, 36)}, past=PAST,
-        attributes={"heads": 3, "count": 6, "step": 2, "gap": 6, "ratio": 0.3},
-    )  # fmt: skip
+    apart = {"heads": 3, "count": 6, "step": 2, "gap": 6, "ratio": 0.3}
+    stretched = {"scale": 0.25, "low": 0.4, "high": 1.7, "magnitude": 1.3}
+    factors = {"factors": uniform(43, 0.5, 4, 3)}
+    for name, more, weights in (
+        ("apart", {}, {}), ("first", {"first": 1}, {}), ("stretched", stretched, {}),
+        ("step", {"scale": 0.25, "low": 1, "high": 1}, {}), ("factors", {"first": 1}, factors),
+        ("all", stretched | {"first": 1}, factors),
+    ):  # fmt: skip
+        case(
+            f"rotary-{name}", "rotary", rows={"x": normal(39, T, 42)}, past=PAST,
+            attributes=apart | more, weights=weights,
+        )  # fmt: skip
+
+
+#: Experts, and how many of them are used.
+MIXTURES = ((1, 1), (3, 3), (17, 4), (64, 22), (256, 8))
+
+
+def _routers() -> None:
+    forms: dict[str, dict[str, Any]] = {
+        "softmax": {}, "raw": {"normalise": 0}, "sigmoid": {"gating": SIGMOID, "eps": 1e-2},
+        "scaled": {"gating": SIGMOID, "normalise": 0, "scale": 2.5},
+    }  # fmt: skip
+    for experts, used in MIXTURES:
+        scores = 2 * normal((experts, 40), T, experts)
+        # Ties, and what is too small to be told from nothing.
+        scores[3], scores[4, ::2], scores[5, : experts - used] = 0, scores[4].max(), -3e4
+        bias = 0.3 * normal((experts, 43), experts)
+        for form, attributes in forms.items():
+            for groups, groups_used in ((1, 1), (8, 3)):
+                if experts < 8 * groups - 7 or experts % groups:
+                    continue
+                attributes = {**attributes, "used": used, "groups": groups}
+                attributes["groups_used"] = groups_used
+                for weights in ({}, {"bias": bias}):
+                    name = f"route-{form}{'-bias' if weights else ''}-{used}/{experts}/{groups}"
+                    case(
+                        name, "route", rows={"scores": scores}, weights=weights,
+                        attributes=attributes,
+                    )  # fmt: skip
+
+
+def routes(seed: int, rows: int, experts: int, used: int) -> np.ndarray:
+    """Different experts for every row, and their strengths; the first is everyone's favourite."""
+    liked = normal((seed, 49), rows, experts)
+    liked[:, 0] += 2
+    chosen = np.argsort(-liked, axis=1)[:, :used]
+    return np.concatenate([chosen, uniform(seed, 0, 1, rows, used)], axis=1).astype(np.float32)
 
 
 def _experts() -> None:
-    routes = []
-    for experts, used in ((1, 1), (3, 3), (17, 4), (65, 33)):
-        scores = 2 * normal((experts, 40), T, experts)
-        scores[3], scores[4, ::2] = 0, scores[4].max()
-        case(f"route-{used}/{experts}", "route", rows={"scores": scores}, attributes={"used": used})
-        chosen = np.argsort(-scores, axis=1, kind="stable")[:, :used]
-        routes.append(np.concatenate([chosen, uniform(used, 0, 1, T, used)], axis=1))
-    shapes = ((17, 33), (257, 3), (8, 65), (1, 31))
+    # More than what is put side by side at once, and some left over.
+    lengths = (70, 1, 9)
+    shapes = {(5, 2): (17, 33), (3, 3): (257, 3), (65, 8): (8, 65), (1, 1): (1, 31)}
     whole = {Q8_0: 64, Q4_0: 32, Q4_K: 256, Q6_K: 512}
     for block in (F32, F16, BF16, *whole):
-        for (width, columns), route in zip(shapes, routes, strict=True):
-            used, columns = route.shape[1] // 2, whole.get(block, columns)
-            experts = int(route[:, :used].max()) + 1
-            weight = (normal((width, 41), experts, width, columns), block)
-            for op, parts in (("expert_linear", 1), ("expert_sum", used)):
+        for (experts, used), (width, columns) in shapes.items():
+            columns = whole.get(block, columns)
+            weights = {"weight": (normal((width, 41), experts, width, columns), block)}
+            sizes = {"width": width, "used": used, "experts": experts}
+            shape = f"{block.name}-{experts}x{width}x{columns}"
+            for parts in {1, used}:
+                x = normal((width, 42), sum(lengths), parts * columns)
                 case(
-                    f"{op}-{block.name}-{used}-{width}x{columns}", op,
-                    rows={
-                        "x": normal((width, 42), T, parts * columns),
-                        "routes": route.astype(np.float32),
-                    },
-                    weights={"weight": weight},
-                    attributes={"width": width, "used": used, "experts": experts},
+                    f"expert_linear-{parts}/{used}-{shape}", "expert_linear",
+                    rows={"x": x, "routes": routes(width, sum(lengths), experts, used)},
+                    weights=weights, attributes=sizes | {"parts": parts}, lengths=lengths,
                 )  # fmt: skip
+            if experts < 65:
+                case(
+                    f"head_linear-{shape}", "head_linear", lengths=lengths, weights=weights,
+                    rows={"x": normal((width, 50), sum(lengths), experts * columns)},
+                    attributes={"width": width, "heads": experts},
+                )  # fmt: skip
+    for size in SIZES:
+        x = normal((size, 51), T, 4 * size)
+        rows = {"x": x, "routes": routes(size, T, 17, 4)}
+        case(f"expert_sum-{size}", "expert_sum", rows=rows, attributes={"used": 4})
 
 
 for _register in (
-    _activations, _embeddings, _linears, _quantized, _norms, _convolutions, _scans, _recurrences,
-    _attentions, _rotaries, _experts,
+    _activations, _gates, _columns, _embeddings, _linears, _quantized, _norms, _convolutions,
+    _scans, _recurrences, _attentions, _rotaries, _routers, _experts,
 ):  # fmt: skip
     _register()
 
@@ -324,6 +397,10 @@ def test_kernel_agrees_with_its_definition_whatever_the_threads(name):
     if tried.op.name == "quantize":
         # Bytes and scales in float32 slots, for which there is one right answer.
         assert np.array_equal(alone.rows.view(np.uint8), defined.rows.view(np.uint8))
+    elif tried.op.name == "route":
+        used = tried.attributes["used"]
+        assert np.array_equal(alone.rows[:, :used], defined.rows[:, :used])
+        assert error_ratio(alone.rows[:, used:], defined.rows[:, used:]) < TOLERANCE
     else:
         assert error_ratio(alone.rows, defined.rows) < TOLERANCE
     for ref in machine.layout.states:
