@@ -95,9 +95,10 @@ def _attention_keys(config: Config, kinds: list[str]) -> dict[str, Any]:
         "attention.head_count_kv": [key_heads if k == "full_attention" else 0 for k in kinds],
         "attention.key_length": d_head, "attention.value_length": d_head,
         "attention.layer_norm_epsilon": eps, "attention.layer_norm_rms_epsilon": eps,
-        "rope.scaling.finetuned": False, "rope.dimension_count": d_head,
+        # Nothing is turned by positions, but llama.cpp's converter says how it would be.
+        "rope.scaling.finetuned": False,
+        "rope.dimension_count": config.count("hidden_size") // heads,
     }  # fmt: skip
-    # Positions are not turned, but llama.cpp's converter writes how they would be.
     rope = rope_of(config)
     if rope.get("rope_theta") is not None:
         keys["rope.freq_base"] = rope.number("rope_theta")

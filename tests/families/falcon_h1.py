@@ -94,21 +94,22 @@ FAMILIES = [
         "falcon_h1", DEFAULTS, shapes,
         [
             ("falcon-h1-plain", 40, 61, {}),
-            # The norm behind the gate, in groups; one matrix for both ends, multiplied in two ways.
+            # A norm behind the gate, in groups.
             ("falcon-h1-norm", 44, 67, {
                 "num_hidden_layers": 3, "mamba_rms_norm": True, "mamba_n_groups": 2,
                 "mamba_n_heads": 6, "mamba_d_head": 12, "mamba_d_conv": 3, "mamba_d_state": 20,
-                "rms_norm_eps": 1e-4, "rope_theta": 500.0, "tie_word_embeddings": True,
+                "rms_norm_eps": 1e-4, "rope_theta": 500.0,
             }),
-            # The norm before the gate, and biases wherever there can be some.
+            # A norm before the gate, and biases wherever there can be some.
             ("falcon-h1-bias", 36, 59, {
                 "mamba_rms_norm": True, "mamba_norm_before_gate": True, "attention_bias": True,
                 "mlp_bias": True, "projectors_bias": True, "mamba_proj_bias": True,
                 "mamba_conv_bias": False, "num_key_value_heads": 1, "head_dim": 10,
             }),
+            # One matrix for both ends, multiplied in two ways, and scaled rotation: their converter
+            # sees neither.
             ("falcon-h1-yarn", 48, 53, {
-                "rope_theta": 20.0, "embedding_multiplier": 0.8, "lm_head_multiplier": 0.8,
-                "tie_word_embeddings": True, "mlp_bias": True,
+                "rope_theta": 20.0, "tie_word_embeddings": True, "mlp_bias": True,
                 "rope_scaling": {
                     "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32,
                 },
@@ -116,10 +117,12 @@ FAMILIES = [
             ("falcon-h1-q8", 64, 97, {
                 "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1,
                 "intermediate_size": 96, "mamba_d_ssm": 96, "mamba_n_heads": 6,
-                "mamba_d_head": 16,
+                "mamba_d_head": 16, "embedding_multiplier": 0.8, "lm_head_multiplier": 0.8,
+                "tie_word_embeddings": True,
             }),
         ],
-        llamacpp=("falcon-h1-plain", "falcon-h1-norm", "falcon-h1-yarn", "falcon-h1-q8"),
+        llamacpp=("falcon-h1-plain", "falcon-h1-norm", "falcon-h1-q8"),
+        misread=("falcon-h1-yarn",),
         said=("falcon-h1-bias",),
     )
 ]

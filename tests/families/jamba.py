@@ -115,15 +115,16 @@ FAMILIES = [
                 "num_hidden_layers": 3, "attn_layer_period": 3, "attn_layer_offset": 2,
                 "num_attention_heads": 5, "num_key_value_heads": 1, "num_experts": 1,
                 "num_experts_per_tok": 1, "mamba_d_conv": 3, "mamba_d_state": 8,
-                "mamba_dt_rank": 3, "rms_norm_eps": 1e-4, "mamba_conv_bias": False,
-                "tie_word_embeddings": True, "gain": {"x_proj": 0.03},
+                "mamba_dt_rank": 3, "rms_norm_eps": 1e-4, "tie_word_embeddings": True,
+                "gain": {"x_proj": 0.03},
             }),
             # Experts in every layer, more of them, and an inner size that is not twice the other.
             ("jamba-bias", 36, 59, {
                 "num_hidden_layers": 2, "attn_layer_period": 2, "expert_layer_period": 1,
                 "expert_layer_offset": 0, "num_attention_heads": 3, "num_key_value_heads": 3,
                 "num_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 20,
-                "mamba_expand": 3, "mamba_proj_bias": True, "gain": {"router": 3},
+                "mamba_expand": 3, "mamba_proj_bias": True, "mamba_conv_bias": False,
+                "gain": {"router": 3},
             }),
             ("jamba-q8", 64, 67, {
                 "intermediate_size": 96, "mamba_dt_rank": 32, "gain": {"router": 3},
