@@ -47,7 +47,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value) -> Value:
     d_value = p.count("attention.value_length", d_head)
     turned = p.count("rope.dimension_count", d_head)
     widths = heads * d_head, key_heads * d_head, key_heads * d_value
-    q, k, v = queries_keys_values(g, x, blk, *widths)
+    q, k, v = queries_keys_values(g, blk, x, *widths)
     q = rotate(g, p, w, q, heads=heads, count=turned, pairs=halves)
     k = rotate(g, p, w, k, heads=key_heads, count=turned, pairs=halves)
     y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=d_head**-0.5)

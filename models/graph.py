@@ -208,9 +208,13 @@ class Namespace:
         """The tensor, and where the file has one the `.bias` beside it."""
         return self.tensor(), self._get(f"{self._prefix}bias")
 
-    def ignore(self, prefix: str) -> None:
-        """Leave the tensors whose names begin so aside on purpose."""
-        self._used.update(name for name in self._tensors if name.startswith(prefix))
+    def ignore(self, first: int) -> None:
+        """Leave aside what lies under the number `first` and higher ones; a model says why."""
+        for name in self._tensors:
+            if name.startswith(self._prefix):
+                number = name.removeprefix(self._prefix).partition(".")[0]
+                if number.isdecimal() and int(number) >= first:
+                    self._used.add(name)
 
     def unused(self) -> list[str]:
         """Tensors that nothing has asked for."""

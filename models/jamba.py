@@ -40,7 +40,7 @@ def _attention(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, key_hea
     d_model, heads = p.count("embedding_length"), p.count("attention.head_count")
     d_head = p.divide(d_model, "attention.head_count", heads)
     widths = d_model, key_heads * d_head, key_heads * d_head
-    q, k, v = queries_keys_values(g, x, blk, *widths)
+    q, k, v = queries_keys_values(g, blk, x, *widths)
     y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=d_head**-0.5)
     return g.linear(y, blk.attn_output, width=d_model)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..kernels.experts import SIGMOID
 from . import mamba2
-from .blocks import attend, mixture, queries_keys_values
+from .blocks import attend, layers_of, mixture, queries_keys_values
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
@@ -24,14 +24,12 @@ ROUTER_EPS = 1e-20
 
 def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
     """Return the logits of the rows that were asked for: (R, vocabulary)."""
-    eps = p.number("attention.layer_norm_rms_epsilon", None)
-    eps = eps or p.number("attention.layer_norm_epsilon")
+    eps = p.number("attention.layer_norm_rms_epsilon", p.number("attention.layer_norm_epsilon"))
     blocks = p.count("block_count")
     widths = p.per_layer("feed_forward_length", blocks)
     key_heads = p.per_layer("attention.head_count_kv", blocks)
-    layers = blocks - p.count("nextn_predict_layers", 0)
     h = g.embedding(w.token_embd, width=p.count("embedding_length"))
-    for i in range(layers):
+    for i in range(layers_of(p, w)):
         blk = w.blk[i]
         x = g.rms_norm(h, blk.attn_norm, eps=eps)
         if widths[i]:
@@ -41,9 +39,6 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
         else:
             y = mamba2.mixer(g, p, blk, i, x, eps=eps)
         h = g.add(h, y)
-    for i in range(layers, blocks):
-        # What guesses several tokens ahead.
-        w.ignore(f"blk.{i}.")
     return logits(g, h, w, eps)
 
 
@@ -53,7 +48,7 @@ def _attention(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, key_hea
     d_value = p.count("attention.value_length", d_head)
     heads = max(1, p.per_layer("attention.head_count", p.count("block_count"))[i])
     widths = heads * d_head, key_heads * d_head, key_heads * d_value
-    q, k, v = queries_keys_values(g, x, blk, *widths)
+    q, k, v = queries_keys_values(g, blk, x, *widths)
     y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=d_head**-0.5)
     return g.linear(y, blk.attn_output, width=d_model)
 
