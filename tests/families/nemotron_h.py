@@ -164,6 +164,9 @@ FAMILIES = [
                 "head_dim": 32, "num_attention_heads": 2, "num_key_value_heads": 1,
                 "mamba_head_dim": 16, "mamba_num_heads": 4, "moe_intermediate_size": 64,
                 "moe_shared_expert_intermediate_size": 96, "moe_latent_size": 32,
+                # Far from each other, so that rounding seldom chooses another expert.
+                "gain": {"gate.weight": 2, "e_score_correction_bias": 4},
+                "routed_scaling_factor": 1.0,
             })),
         ],
         in_memory=in_memory,
