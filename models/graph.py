@@ -208,6 +208,10 @@ class Namespace:
         """The tensor, and where the file has one the `.bias` beside it."""
         return self.tensor(), self._get(f"{self._prefix}bias")
 
+    def leave(self) -> None:
+        """Say that no tensor below is needed."""
+        self._used.update(name for name in self._tensors if name.startswith(self._prefix))
+
     def unused(self) -> list[str]:
         """Tensors that nothing has asked for."""
         return sorted(set(self._tensors) - self._used)

@@ -43,6 +43,13 @@ class Hyperparameters:
             raise self._bad(key, value, "a positive number")
         return float(value)
 
+    def negative(self, key: str) -> float:
+        """A finite number below zero."""
+        value = self._get(key, _REQUIRED)
+        if type(value) not in (int, float) or not float("-inf") < value < 0:
+            raise self._bad(key, value, "a number below zero")
+        return float(value)
+
     def flag(self, key: str, default: Any = _REQUIRED) -> bool:
         """True or false."""
         value = self._get(key, default)
@@ -65,6 +72,21 @@ class Hyperparameters:
         if not fits or len(values) != layers:
             raise self._bad(key, value, f"{layers} whole numbers from 0 to {LARGEST_DIMENSION}")
         return values
+
+    def layers(self) -> int:
+        """Layers that are run: those at the end that guess several tokens ahead are not."""
+        layers, key = self.count("block_count"), "nextn_predict_layers"
+        guessing = self._get(key, 0)
+        if type(guessing) is not int or not 0 <= guessing < layers:
+            raise self._bad(key, guessing, f"a whole number below {layers}")
+        return layers - guessing
+
+    def heads(self, layer: int) -> int:
+        """Heads of a layer's mixer: `attention.head_count`, one number or one a layer."""
+        count = self.per_layer("attention.head_count", self.count("block_count"))[layer]
+        if not count:
+            raise self._bad("attention.head_count", count, "a whole number above zero")
+        return count
 
     def divide(self, whole: int, key: str, parts: int) -> int:
         """`whole / parts` where a key's value has to divide evenly."""
