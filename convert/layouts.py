@@ -53,7 +53,9 @@ _CLASSES = {
 
 #: What the tensors of a language model may begin with, and what their names begin with then.
 _OUTER = ("model.", "backbone.", "language_model.", "text_model.", "module.", "_orig_mod.")
-_INNER = ("embeddings", "embed_tokens", "layers", "norm_f", "norm", "final_layernorm")
+_INNER = (
+    "embeddings", "embed_tokens", "layers", "norm_f", "norm", "final_layernorm", "embedding_norm",
+)  # fmt: skip
 #: Types whose tensors transformers calls `backbone.`; those of others are `model.`.
 _BACKBONES = ("mamba", "falcon_mamba", "mamba2")
 #: Layers that guess several tokens ahead, which no model needs to run.

@@ -49,6 +49,14 @@ def mixture(
     return g.expert_sum(y, routes, used=used)
 
 
+def queries_keys_values(g: Graph, x: Value, blk: Any, *widths: int) -> list[Value]:
+    """Three projections of x, (T, D), from a matrix each or from one with the rows of all."""
+    if blk.attn_qkv.find():
+        return g.split(g.linear(x, blk.attn_qkv, width=sum(widths)), *widths)
+    matrices = (blk.attn_q, blk.attn_k, blk.attn_v)
+    return [g.linear(x, m, width=width) for m, width in zip(matrices, widths, strict=True)]
+
+
 def attend(
     g: Graph,
     i: int,

@@ -287,7 +287,9 @@ _INTERVALS = (
 )
 # What a layer adds stays near the size of the embeddings: rounding is then not amplified from
 # layer to layer, and the stream remains small enough for a wrong norm eps to show.
-_BRANCH_ENDS = ("out_proj.weight", "o_proj.weight", "down_proj.weight", "output_linear.weight")
+_BRANCH_ENDS = (
+    "out_proj.weight", "o_proj.weight", "down_proj.weight", "output_linear.weight", "w2.weight",
+)  # fmt: skip
 _BRANCH_GAIN = 0.25
 
 
