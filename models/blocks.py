@@ -49,8 +49,8 @@ def mixture(
     return g.expert_sum(y, routes, used=used)
 
 
-def queries_keys_values(g: Graph, x: Value, blk: Any, *widths: int) -> list[Value]:
-    """Three projections of x, (T, D), from a matrix each or from one with the rows of all."""
+def queries_keys_values(g: Graph, blk: Any, x: Value, *widths: int) -> list[Value]:
+    """The projections that attention begins with, from one matrix or from three. x: (T, D)."""
     if blk.attn_qkv.find():
         return g.split(g.linear(x, blk.attn_qkv, width=sum(widths)), *widths)
     matrices = (blk.attn_q, blk.attn_k, blk.attn_v)

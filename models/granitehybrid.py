@@ -46,7 +46,7 @@ def _attention(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, key_hea
     d_value = p.count("attention.value_length", d_head)
     scale = p.number("attention.scale", d_head**-0.5)
     widths = heads * d_head, key_heads * d_head, key_heads * d_value
-    q, k, v = queries_keys_values(g, x, blk, *widths)
+    q, k, v = queries_keys_values(g, blk, x, *widths)
     if p.flag("rope.scaling.finetuned", True):
         turn = _rotation(p, d_head)
         q, k = g.rotary(q, heads=heads, **turn), g.rotary(k, heads=key_heads, **turn)

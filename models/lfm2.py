@@ -53,7 +53,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads
     heads = p.count("attention.head_count")
     d_head = p.count("attention.key_length", 0) or p.divide(d_model, "attention.head_count", heads)
     widths = heads * d_head, key_heads * d_head, key_heads * d_head
-    q, k, v = queries_keys_values(g, x, blk, *widths)
+    q, k, v = queries_keys_values(g, blk, x, *widths)
     q = g.rms_norm(q, blk.attn_q_norm, eps=eps, groups=heads)
     k = g.rms_norm(k, blk.attn_k_norm, eps=eps, groups=key_heads)
     turned = p.count("rope.dimension_count", d_head)
