@@ -1,10 +1,27 @@
-"""Blocks that hybrids share: MLPs, mixtures of experts, attention over KV pages."""
+"""Blocks that hybrids share: layers, MLPs, mixtures of experts, attention over KV pages."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..kernels.errors import InvalidFile
 from .graph import Graph, Value
+from .hyperparameters import Hyperparameters
+
+
+def layers_of(p: Hyperparameters, w: Any) -> int:
+    """How many layers the model has.
+
+    Behind them a file may hold some that guess further tokens (MTP), which stay unread.
+    """
+    count, more = p.count("block_count"), p.count("nextn_predict_layers", 0)
+    if more >= count:
+        raise InvalidFile(
+            f"{p.path}: {p.architecture}.nextn_predict_layers is {more}, and there are {count} "
+            "layers in all; convert the model again"
+        )
+    w.blk.ignore(first=count - more)
+    return count - more
 
 
 def gated_mlp(

@@ -50,6 +50,7 @@ class Family:
     in_memory  tensors on disk -> the same as the reference names and arranges them in memory
     llamacpp   variants that llama.cpp runs with the same logits, from our file and from its own
     said       variants of which the converter says that only keelback runs them
+    intervals  ends of names -> what tensors are drawn from, where it is not what others are
     """
 
     model_type: str
@@ -59,6 +60,7 @@ class Family:
     in_memory: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda tensors: tensors
     llamacpp: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
+    intervals: tuple[tuple[tuple[str, ...], float, float], ...] = ()
 
 
 _COMMON: dict[str, Any] = {
@@ -297,7 +299,8 @@ def _draw(variant: Variant, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One tensor in float32, from a stream of its own so that it never depends on the others."""
     rng = np.random.RandomState(zlib.crc32(f"{variant.name}/{name}".encode()))
     low, high = -math.sqrt(3 / shape[-1]), math.sqrt(3 / shape[-1])  # variance 1 / fan_in
-    for ends, *interval in _INTERVALS:
+    family = FAMILIES.get(variant.model_type)
+    for ends, *interval in (*(family.intervals if family else ()), *_INTERVALS):
         if name.endswith(ends):
             low, high = interval
             break
