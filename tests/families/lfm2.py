@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from tiny import Family
+from tiny_shapes import Shapes
 
 _DEFAULTS: dict[str, Any] = {
     "architectures": ["Lfm2ForCausalLM"],
@@ -37,7 +37,7 @@ for _key in ("block_auto_adjust_ff_dim", "block_ffn_dim_multiplier", "block_mult
     del _MIXED[_key]
 
 
-def _shapes(c: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _shapes(c: dict[str, Any]) -> Shapes:
     hidden = c["hidden_size"]
     chosen = c.get("full_attn_idxs", [])
     types = c.get("layer_types") or [i in chosen for i in range(c["num_hidden_layers"])]
@@ -51,9 +51,7 @@ def _shapes(c: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "model.embedding_norm.weight", (hidden,)
 
 
-def _mixer_shapes(
-    c: dict[str, Any], at: str, attends: bool
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _mixer_shapes(c: dict[str, Any], at: str, attends: bool) -> Shapes:
     hidden, d_head = (
         c["hidden_size"],
         c.get("head_dim", c["hidden_size"] // c["num_attention_heads"]),
@@ -73,9 +71,7 @@ def _mixer_shapes(
             yield at + f"conv.{part}.bias", (shape[0],)
 
 
-def _feed_forward_shapes(
-    c: dict[str, Any], at: str, i: int
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _feed_forward_shapes(c: dict[str, Any], at: str, i: int) -> Shapes:
     hidden, width = c["hidden_size"], c.get("block_ff_dim", c["intermediate_size"])
     prefixes = [at]
     if "num_experts" in c and i >= c["num_dense_layers"]:
