@@ -25,7 +25,7 @@ MODEL_TYPES = ("olmo_hybrid",)
 
 #: For each kind of layer, the norm's name in a GGUF file, and what releases have called it. Layers
 #: of attention saved by transformers 5 call their first as those of Gated DeltaNet call the second.
-_NORMS = {
+_NORMS: dict[str, dict[str, tuple[str, ...]]] = {
     "linear_attention": {
         "attn_norm": ("attention_layer_norm", "input_layernorm"),
         "ffn_norm": ("feedforward_layer_norm", "post_attention_layernorm"),
