@@ -44,7 +44,7 @@ def add_mixer(
     out = need("ssm_out", d_model, d_inner)
     key_heads = keys["ssm.group_count"] if tile else heads
     by_head, by_row = (tiled(key_heads, heads, width) for width in (1, d_inner // heads))
-    for gguf, columns in (("attn_qkv", d_model), ("ssm_conv1d", keys.get("ssm.conv_kernel"))):
+    for gguf, columns in (("attn_qkv", d_model), ("ssm_conv1d", keys.get("ssm.conv_kernel", 0))):
         if gguf in names:
             parts = _channels(checkpoint, mixer, names[gguf], keys, columns, by_row)
             result.add(f"{blk}.{gguf}.weight", (sum(p.count for p in parts), columns), *parts)

@@ -25,6 +25,8 @@ MODEL_TYPES = tuple(_ARCHITECTURES)
 
 #: Qwen3.5's sections of M-RoPE, which llama.cpp wants to know for text as well.
 _SECTIONS = [11, 11, 10]
+#: The epsilon under the root of the L2 norm of queries and keys, whatever rms_norm_eps says.
+L2_EPS = 1e-6
 #: What a mixer's parts are called, by their names in a GGUF file.
 _MIXER = {
     "attn_qkv": ("in_proj_qkv",), "attn_gate": ("in_proj_z",), "ssm_conv1d": ("conv1d",),
@@ -45,7 +47,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
     keys = {
         "context_length": config.count("max_position_embeddings", 32768),
         "embedding_length": config.count("hidden_size"),
-        "block_count": config.count("num_hidden_layers"),
         "attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", 1e-6),
         **_layer_keys(config),
         **_attention_keys(config, name),
@@ -55,7 +56,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     result = Plan(name, keys)
     _remark(result, config)
     add_ends(result, checkpoint, "model.embed_tokens.weight", "model.norm.weight", plus_one)
-    for i, recurrent in enumerate(_recurrent(keys)):
+    for i, recurrent in enumerate(keys["attention.recurrent_layers"]):
         _add_norms(result, checkpoint, i)
         if recurrent:
             _add_mixer(result, checkpoint, i)
@@ -67,17 +68,20 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 def _layer_keys(config: Config) -> dict[str, Any]:
     """Which layers are of attention: every so many, unless config names each."""
-    keys: dict[str, Any] = {"full_attention_interval": config.count("full_attention_interval", 4)}
+    layers, interval = config.count("num_hidden_layers"), config.count("full_attention_interval", 4)
     types = layer_types(config)
-    if types is not None:
-        keys["attention.recurrent_layers"] = [kind == "linear_attention" for kind in types]
-    return keys
-
-
-def _recurrent(keys: dict[str, Any]) -> list[bool]:
-    layers, interval = range(keys["block_count"]), keys["full_attention_interval"]
-    by_interval = [(i + 1) % interval != 0 for i in layers]
-    return keys.get("attention.recurrent_layers", by_interval)
+    if types is None:
+        recurrent = [(i + 1) % interval != 0 for i in range(layers)]
+    else:
+        recurrent = [kind == "linear_attention" for kind in types]
+    if not any(recurrent):
+        raise UnsupportedModel(
+            f"{config.path}: all layers are attention; keelback runs models with recurrent layers"
+        )
+    return {
+        "block_count": layers, "full_attention_interval": interval,
+        "attention.recurrent_layers": recurrent,
+    }  # fmt: skip
 
 
 def _attention_keys(config: Config, name: str) -> dict[str, Any]:
@@ -143,9 +147,9 @@ def _mlp_keys(config: Config, name: str) -> dict[str, Any]:
         "expert_feed_forward_length": config.count("moe_intermediate_size", 512),
         "expert_shared_feed_forward_length": config.count("shared_expert_intermediate_size", 512),
     }
-    if config.get("intermediate_size") is not None:
-        # Of layers without experts, which there are none of.
-        keys["feed_forward_length"] = config.count("intermediate_size")
+    if next_:
+        # Of layers without experts: there are none, but llama.cpp's converter says it too.
+        keys["feed_forward_length"] = config.count("intermediate_size", 5632)
     return keys
 
 
@@ -157,6 +161,11 @@ def _remark(result: Plan, config: Config) -> None:
         result.remark(
             f"for keelback only: linear attention has keys of {d_key} numbers and values of "
             f"{d_value}"
+        )
+    if keys["attention.layer_norm_rms_epsilon"] != L2_EPS:
+        result.remark(
+            f"for keelback only: queries and keys of linear attention are normed with {L2_EPS}, "
+            "where llama.cpp takes rms_norm_eps"
         )
     if config.flag("attention_bias", False):
         result.remark("for keelback only: the projections of attention have biases")
@@ -219,7 +228,7 @@ def _add_feed_forward(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     result.add(f"{blk}.ffn_gate_inp.weight", (experts, d_model), router)
     width = keys["expert_feed_forward_length"]
     add_experts(result, checkpoint, blk, f"{mlp}.experts", experts, width, d_model)
-    gate = checkpoint.require(f"{mlp}.shared_expert_gate.weight", d_model)
-    result.add(f"{blk}.ffn_gate_inp_shexp.weight", (d_model,), gate)
+    gate = checkpoint.require(f"{mlp}.shared_expert_gate.weight", 1, d_model)
+    result.add(f"{blk}.ffn_gate_inp_shexp.weight", (1, d_model), gate)
     shared, width = f"{mlp}.shared_expert", keys["expert_shared_feed_forward_length"]
     add_mlp(result, checkpoint, shared, blk, width, d_model, NAMES, "_shexp")

@@ -209,7 +209,7 @@ class Namespace:
         return self.tensor(), self._get(f"{self._prefix}bias")
 
     def ignore(self, first: int) -> None:
-        """Leave aside what lies under the number `first` and higher ones: the model runs without."""
+        """Leave aside what lies under the number `first` and higher ones; a model says why."""
         for name in self._tensors:
             if name.startswith(self._prefix):
                 number = name.removeprefix(self._prefix).partition(".")[0]

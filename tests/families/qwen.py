@@ -166,19 +166,21 @@ FAMILIES = [
                 "shared_expert_intermediate_size": 64, **_ROUTER,
             }),
         ],
-        in_memory=_stacked, intervals=_INTERVALS, llamacpp=("next-moe", "next-tied", "next-q8"),
+        # Not next-tied: llama.cpp takes rms_norm_eps, 1e-5, for the L2 norm of queries and keys.
+        in_memory=_stacked, intervals=_INTERVALS, llamacpp=("next-moe", "next-q8"),
     ),
     Family(
         "qwen3_5_text", _DENSE, _shapes, [
             ("qwen35-dense", 40, 61, {
-                "num_hidden_layers": 4, "full_attention_interval": 2, "head_dim": 64,
+                "num_hidden_layers": 4, "full_attention_interval": 2,
+                "layer_types": [_LINEAR, _FULL, _LINEAR, _FULL], "head_dim": 64,
                 "num_attention_heads": 2, "num_key_value_heads": 1, "linear_num_value_heads": 6,
                 "rope_parameters": _sections(3, 3, 2), "tie_word_embeddings": True,
             }),
             ("qwen35-yarn", 36, 67, {
                 "num_hidden_layers": 3, "layer_types": [_FULL, _LINEAR, _FULL], "head_dim": 32,
-                "linear_num_value_heads": 2, "linear_conv_kernel_dim": 3, "rms_norm_eps": 1e-5,
-                "rope_parameters": _sections(
+                "linear_num_value_heads": 2, "linear_conv_kernel_dim": 3,
+                "max_position_embeddings": 256, "rope_parameters": _sections(
                     3, 3, 2, rope_type="yarn", factor=4.0, rope_theta=100.0,
                     original_max_position_embeddings=64, partial_rotary_factor=0.5,
                 ),
