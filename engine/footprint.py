@@ -37,7 +37,7 @@ class Footprint:
 
     panels, mapped, converted, vectors  weights: rearranged, as they are in the file, widened, and
                                         float32 vectors
-    arena, scratch                      rows of the largest forward; what each thread packs into
+    arena, scratch                      rows of the largest forward; what each thread works in
     state, cache                        all sequences, fixed, and keys and values of their tokens
     copies                              of the states, for as long as a prompt is read
     logits                              of all sequences

@@ -90,6 +90,7 @@ class _Lowering:
                 record[table.WAIT], pending = 1, []
             pending += touched
             kernels.append((self._kernel(node), node.op.kernels))
+            self.scratch = max(self.scratch, self._scratch(node))
         return Program(
             records,
             tuple(kernels),
@@ -103,6 +104,20 @@ class _Lowering:
         operands = {slot: self._as_loaded(value) for slot, value in node.operands.items()}
         variant = node.op.variant(operands, node.attributes)
         return f"{node.op.name}.{variant}" if variant else node.op.name
+
+    def _scratch(self, node: Node) -> int:
+        """Bytes of a thread's own memory: what the op asks for, then room for a panel.
+
+        Rows that were not packed when the model was loaded are when they are used.
+        """
+        own = node.op.scratch(node.operands, node.attributes, self.max_rows)
+        panels = [
+            PANELS[block].stored.row_bytes(node.operands[slot].width) * LANES
+            for slot, operand in node.op.operands.items()
+            if operand.kind is Kind.MATRIX
+            and (block := self.store.stored_block(node.operands[slot])) in PANELS
+        ]
+        return _whole_lines(own) + _whole_lines(max(panels, default=0))
 
     def _as_loaded(self, value: Any) -> Any:
         """A weight with the type it has in memory."""
@@ -150,10 +165,6 @@ class _Lowering:
         base = self.bases.setdefault(id(stored), table.WEIGHTS + len(self.weights))
         if base == table.WEIGHTS + len(self.weights):
             self.weights.append(stored.data)
-        if stored.block in PANELS:
-            # Rows that were not packed when the model was loaded are when they are used.
-            panel = PANELS[stored.block].stored.row_bytes(stored.width) * LANES
-            self.scratch = max(self.scratch, -(-panel // _LINE) * _LINE)
         return base, 0, stored.row_bytes, stored.width
 
     def _value(self, value: Value) -> tuple[tuple[int, int, int, int], Span | None]:
@@ -165,6 +176,11 @@ class _Lowering:
         columns = (value.start, value.start + value.width)
         span = Span(table.ARENA, place, place + self.max_rows * step, value.buffer, columns)
         return (table.ARENA, place + start, step, value.width), span
+
+
+def _whole_lines(nbytes: int) -> int:
+    """Bytes up to the end of a cache line."""
+    return -(-nbytes // _LINE) * _LINE
 
 
 def _attributes(op: Op, attributes: dict[str, Any]) -> list[int]:
@@ -207,7 +223,7 @@ def place_buffers(
         if buffer is logits.buffer:
             continue
         live = [(start, end, other) for start, end, other in live if last[other] >= index]
-        size = -(-max_rows * buffer.width * _FLOAT // _LINE) * _LINE
+        size = _whole_lines(max_rows * buffer.width * _FLOAT)
         start = _first_gap(sorted((start, end) for start, end, _ in live), size)
         places[buffer] = start
         live.append((start, start + size, buffer))

@@ -113,6 +113,8 @@ class Op:
     define      (arrays..., **attributes) -> output rows; for an op with STATE or CACHE operands it
                 is called once per sequence, and changes those in place
     variant     (operands by name, attributes) -> which of the op's kernels to compile
+    scratch     (operands by name, attributes, most rows of a forward) -> bytes that a kernel needs
+                of its thread's own memory, from its first byte on
     """
 
     name: str
@@ -121,6 +123,9 @@ class Op:
     define: Callable[..., np.ndarray]
     attributes: tuple[str, ...] = ()
     variant: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = field(default=lambda *_: "")
+    scratch: Callable[[Mapping[str, Any], Mapping[str, Any], int], int] = field(
+        default=lambda *_: 0
+    )
 
     @property
     def defaults(self) -> dict[str, Any]:

@@ -62,9 +62,10 @@ class Tensors:
 
 
 def poison(backend: Any) -> None:
-    """Fill the scratch memory with NaN: what was right in the last forward must not stand in."""
+    """Fill memory that nothing is kept in: what was right in the last forward must not stand in."""
     if hasattr(backend, "_arena"):
         backend._arena.fill(np.nan)
+        backend._scratch.fill(255)
 
 
 def no_notice(text: str) -> None:

@@ -49,6 +49,7 @@ class Family:
     variants   (name, hidden_size, vocab_size, what is replaced: also fields of Variant)
     in_memory  tensors on disk -> the same as the reference names and arranges them in memory
     llamacpp   variants that llama.cpp runs with the same logits, from our file and from its own
+    misread    variants that it runs from our file alone: its converter makes other models of them
     said       variants of which the converter says that only keelback runs them
     intervals  ends of names -> what tensors are drawn from, where it is not what others are
     """
@@ -59,6 +60,7 @@ class Family:
     variants: list[tuple[str, int, int, dict[str, Any]]]
     in_memory: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda tensors: tensors
     llamacpp: tuple[str, ...] = ()
+    misread: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
     intervals: tuple[tuple[tuple[str, ...], float, float], ...] = ()
 
