@@ -64,9 +64,9 @@ class Hyperparameters:
             raise self._bad(key, value, "a text")
         return value
 
-    def per_layer(self, key: str, layers: int) -> list[int]:
+    def per_layer(self, key: str, layers: int, default: Any = _REQUIRED) -> list[int]:
         """Whole numbers from 0 to LARGEST_DIMENSION, one a layer; a single one counts for all."""
-        value = self._get(key, _REQUIRED)
+        value = self._get(key, default)
         values = value.tolist() if isinstance(value, np.ndarray) else [value] * layers
         fits = all(type(n) is int and 0 <= n <= LARGEST_DIMENSION for n in values)
         if not fits or len(values) != layers:
@@ -91,7 +91,7 @@ class Hyperparameters:
 
     def divide(self, whole: int, key: str, parts: int) -> int:
         """`whole / parts` where a key's value has to divide evenly."""
-        if whole % parts:
+        if not parts or whole % parts:
             raise self._bad(key, parts, f"a divisor of {whole}")
         return whole // parts
 
