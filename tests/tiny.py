@@ -267,6 +267,8 @@ _add("granitemoehybrid", "granite-q8", 96, 97, num_attention_heads=6, num_key_va
      mamba_n_heads=12, mamba_d_head=16, mamba_n_groups=2, num_local_experts=5,
      num_experts_per_tok=2, intermediate_size=64, shared_intermediate_size=96,
      position_embedding_type="rope", gain={"router": 3})
+_add("granitemoehybrid", "granite-q8-32", 96, 97, num_attention_heads=3, num_key_value_heads=1,
+     mamba_n_heads=12, mamba_d_head=16, intermediate_size=96, shared_intermediate_size=96)
 _add("bamba", "bamba-grouped", 48, 67, num_attention_heads=4, num_key_value_heads=2,
      mamba_n_heads=8, mamba_d_head=12, mamba_n_groups=2, intermediate_size=76, attn_rotary_emb=6)
 _add("bamba", "bamba-bias", 48, 53, num_attention_heads=3, num_key_value_heads=3,
