@@ -1,10 +1,27 @@
-"""Blocks that hybrids share: MLPs, mixtures of experts, attention over KV pages."""
+"""Blocks that hybrids share: layers, MLPs, mixtures of experts, attention over KV pages."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..kernels.errors import InvalidFile
 from .graph import Graph, Value
+from .hyperparameters import Hyperparameters
+
+
+def layers_of(p: Hyperparameters, w: Any) -> int:
+    """How many layers the model has.
+
+    Behind them a file may hold some that guess further tokens (MTP), which stay unread.
+    """
+    count, more = p.count("block_count"), p.count("nextn_predict_layers", 0)
+    if more >= count:
+        raise InvalidFile(
+            f"{p.path}: {p.architecture}.nextn_predict_layers is {more}, and there are {count} "
+            "layers in all; convert the model again"
+        )
+    w.blk.ignore(first=count - more)
+    return count - more
 
 
 def gated_mlp(
@@ -40,13 +57,21 @@ def mixture(
         both = g.expert_linear(x, routes, blk.ffn_gate_up_exps, width=2 * width, **sizes)
         gate, up = (g.columns(both, groups=used, start=start, width=width) for start in (0, width))
     else:
-        up = g.expert_linear(x, routes, blk.ffn_up_exps, width=width, **sizes)
         gate = None
         if blk.ffn_gate_exps.find():
             gate = g.expert_linear(x, routes, blk.ffn_gate_exps, width=width, **sizes)
+        up = g.expert_linear(x, routes, blk.ffn_up_exps, width=width, **sizes)
     y = g.relu_squared(up) if gate is None else g.swiglu(gate, up)
     y = g.expert_linear(y, routes, blk.ffn_down_exps, width=d_model, parts=used, **sizes)
     return g.expert_sum(y, routes, used=used)
+
+
+def queries_keys_values(g: Graph, blk: Any, x: Value, *widths: int) -> list[Value]:
+    """The projections that attention begins with, from one matrix or from three. x: (T, D)."""
+    if blk.attn_qkv.find():
+        return g.split(g.linear(x, blk.attn_qkv, width=sum(widths)), *widths)
+    matrices = (blk.attn_q, blk.attn_k, blk.attn_v)
+    return [g.linear(x, m, width=width) for m, width in zip(matrices, widths, strict=True)]
 
 
 def attend(

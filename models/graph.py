@@ -208,6 +208,14 @@ class Namespace:
         """The tensor, and where the file has one the `.bias` beside it."""
         return self.tensor(), self._get(f"{self._prefix}bias")
 
+    def ignore(self, first: int) -> None:
+        """Leave aside what lies under the number `first` and higher ones; a model says why."""
+        for name in self._tensors:
+            if name.startswith(self._prefix):
+                number = name.removeprefix(self._prefix).partition(".")[0]
+                if number.isdecimal() and int(number) >= first:
+                    self._used.add(name)
+
     def unused(self) -> list[str]:
         """Tensors that nothing has asked for."""
         return sorted(set(self._tensors) - self._used)

@@ -30,6 +30,7 @@ import pytest
 import tiny
 from keelback.convert import convert
 from keelback.engine.model import Model
+from keelback.kernels.formats.gguf import GGUF
 
 llama_cpp = pytest.importorskip(
     "llama_cpp", reason="llama-cpp-python cannot be imported", exc_type=ImportError
@@ -44,9 +45,10 @@ LENGTH = 64
 TRAINED = ("mamba-tiny-lit", "mamba2-tiny")
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 
-# llama.cpp's own converter, unchanged but for two things it cannot do: it puts a vocabulary of
-# 50,000 tokens into a model that has no tokenizer, and it knows pre-tokenizers only by a hash of
-# ids, which leaves out every vocabulary that was not published.
+# llama.cpp's own converter, unchanged but for three things it cannot do: it puts a vocabulary of
+# 50,000 tokens into a model that has no tokenizer, it knows pre-tokenizers only by a hash of ids,
+# which leaves out every vocabulary that was not published, and it does not convert a Qwen without
+# layers that guess further tokens unless told so.
 CONVERTER = """
 import json, runpy, sys, traceback
 source, jobs = sys.argv[1], json.loads(sys.argv[2])
@@ -72,6 +74,7 @@ def get_vocab_base_pre(self, tokenizer):
         return job["pre"]
 
 TextModel.get_vocab_base_pre = get_vocab_base_pre
+conversion.qwen._QwenMtpMixin.no_mtp = True
 def every(kind):
     yield kind
     for below in kind.__subclasses__():
@@ -96,7 +99,7 @@ def is_representable(variant: tiny.Variant) -> bool:
     """Whether llama.cpp has a way to say what this checkpoint is."""
     config = variant.config
     if family := tiny.FAMILIES.get(variant.model_type):
-        return variant.name in family.llamacpp
+        return variant.name in family.llamacpp + family.misread
     if variant.model_type in ("granitemoehybrid", "bamba"):
         return not config["mamba_proj_bias"]
     if variant.model_type == "gated_deltanet" or config["use_bias"]:
@@ -110,8 +113,10 @@ def is_representable(variant: tiny.Variant) -> bool:
 TINY = tuple(name for name, variant in tiny.VARIANTS.items() if is_representable(variant))
 # What their converter misreads: a Granite with rotary positions has none for it unless all layers
 # are attention, layers are not called as transformers 5 does it, and of Bamba's heads, which are
-# turned in part, it rearranges the whole. The files it makes of the last two load all the same.
+# turned in part, it rearranges the whole. The files it makes of the second and
+# third load all the same.
 MISREAD = ("granite-rope", "granite-q8", "bamba-grouped")
+MISREAD += tuple(name for family in tiny.FAMILIES.values() for name in family.misread)
 # llama.cpp wants a bias of the convolution. Our converter writes zeros, theirs nothing.
 BIASED = tuple(
     name
@@ -162,7 +167,7 @@ class Files:
                 "checkpoint": str(self.checkpoint(name)),
                 "target": str(self.folder / f"{name}-{outtype}-theirs.gguf"),
                 "outtype": outtype,
-                "pre": Model(self.ours(name)).metadata.get("tokenizer.ggml.pre"),
+                "pre": GGUF(self.ours(name)).metadata.get("tokenizer.ggml.pre"),
             }
             for name in (*BIASED, *MISREAD[1:], *(TRAINED if SHARED else ()))
             for outtype in OUTTYPES

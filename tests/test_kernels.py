@@ -8,6 +8,7 @@ must not change a bit, of the output or of the state.
 from __future__ import annotations
 
 import importlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from harness import Case, Machine, Played, Tensors, error_ratio, no_notice, pois
 from keelback.engine.backend import MAX_ROWS
 from keelback.engine.cpu import CpuBackend
 from keelback.engine.lowering import lower
+from keelback.engine.state import Layout
 from keelback.engine.weights import WeightStore
 from keelback.kernels import jit
 from keelback.kernels.experts import SIGMOID
@@ -243,25 +245,56 @@ PAST = (0, 63, 120, 257)
 
 
 def _attentions() -> None:
-    for size in SIZES:
-        pages = [normal((size, 33, i), n, size) for i, n in enumerate(PAST)]
-        x = normal((size, 34), T, size)
-        case(f"store-{size}", "store", rows={"x": x}, caches={"cache": pages}, past=PAST)
+    for kind in (F32, F16, Q8_0):
+        for size in (32, 64, 160) if kind is Q8_0 else SIZES:
+            for heads in (1, 3):
+                width = heads * size
+                pages = [normal((size, 33, i), n, width) for i, n in enumerate(PAST)]
+                case(
+                    f"store-{kind.name}-{heads}x{size}", "store",
+                    rows={"x": 3 * normal((size, 34), T, width)}, caches={"cache": pages},
+                    heads=heads, past=PAST, types={"k": kind, "v": kind},
+                )  # fmt: skip
     shapes = (
         (1, 1, 1, 1), (2, 1, 3, 17), (3, 3, 17, 31), (4, 2, 33, 3), (6, 2, 16, 16), (5, 1, 65, 63),
-        (2, 2, 3, 257), (1, 1, 257, 8),
+        (2, 2, 3, 257), (1, 1, 257, 8), (14, 2, 64, 64), (35, 1, 64, 80),
     )  # fmt: skip
-    for i, (heads, key_heads, d_key, d_value) in enumerate(shapes):
-        held = [n + more for n, more in zip(PAST, LENGTHS, strict=True)]
-        case(
-            f"attention-{heads}/{key_heads}-{d_key}x{d_value}", "attention",
-            rows={"q": 3 * normal((i, 35), T, heads * d_key)},
-            caches={
-                "keys": [normal((i, 36, j), n, key_heads * d_key) for j, n in enumerate(held)],
-                "values": [normal((i, 37, j), n, key_heads * d_value) for j, n in enumerate(held)],
-            },
-            attributes={"heads": heads, "key_heads": key_heads, "scale": d_key**-0.5}, past=PAST,
+    for i, shape in enumerate(shapes):
+        _attention(f"{i}", i, *shape)
+        _attention(f"window-{i}", i, *shape, window=(1, 3, 64, 70)[i % 4])
+    kinds = (F32, F16, Q8_0)
+    for i, (keys, values) in enumerate(itertools.product(kinds, kinds)):
+        types = {"k": keys, "v": values}
+        _attention(f"{keys.name}-{values.name}", i, 6, 2, 64, 32, types=types)
+        # One row a sequence: threads share the tokens that it reads.
+        _attention(
+            f"long-{keys.name}-{values.name}", i, 7, 1, 32, 96, types=types, lengths=(1, 1, 1),
+            past=(1100, 511, 0),
         )  # fmt: skip
+    _attention("spans", 1, 4, 2, 32, 32, lengths=(300, 2), past=(900, 63))
+    _attention("spans-window", 2, 4, 2, 32, 32, lengths=(1, 2), past=(1700, 700), window=600)
+    for kind in kinds:
+        types = {"k": kind, "v": kind}
+        _attention(f"latent-{kind.name}", 3, 5, 1, 96, 0, first=64, types=types)
+
+
+def _attention(
+    name: str, seed: int, heads: int, key_heads: int, d_key: int, d_value: int, window: int = 0,
+    **parts: Any,
+) -> None:  # fmt: skip
+    lengths, past = parts.get("lengths", LENGTHS), parts.get("past", PAST)
+    held = [n + more for n, more in zip(past, lengths, strict=True)]
+    caches = {"keys": [normal((seed, 36, j), n, key_heads * d_key) for j, n in enumerate(held)]}
+    if d_value:
+        width = key_heads * d_value
+        caches["values"] = [normal((seed, 37, j), n, width) for j, n in enumerate(held)]
+    sizes = {"heads": heads, "key_heads": key_heads}
+    case(
+        f"attention-{name}", "attention",
+        rows={"q": 3 * normal((seed, 35), sum(lengths), heads * d_key)}, caches=caches,
+        heads=key_heads, attributes={**sizes, "scale": d_key**-0.5, "window": window},
+        **{"past": PAST, **parts},
+    )  # fmt: skip
 
 
 def _rotaries() -> None:
@@ -364,9 +397,8 @@ for _register in (
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_agrees_with_its_definition_whatever_the_threads(name):
     tried = CASES[name]
-    graph, tensors = tried.build()
-    defined = tried.play(Machine(graph, tensors, "numpy"))
-    machine = Machine(graph, tensors)
+    defined = tried.play(tried.machine("numpy"))
+    machine = tried.machine()
     alone = tried.play(machine)
     if tried.op.name == "quantize":
         # Bytes and scales in float32 slots, for which there is one right answer.
@@ -391,19 +423,14 @@ def test_kernel_agrees_with_its_definition_whatever_the_threads(name):
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if "weight" in case.weights])
 def test_weights_that_stay_as_they_are_give_the_same_bits(name):
     tried = CASES[name]
-    graph, tensors = tried.build()
-    packed = tried.play(Machine(graph, tensors))
+    packed = tried.play(tried.machine())
     for threads in (1, 3):
-        assert tried.play(Machine(graph, tensors, repack=False), threads).same_bits(packed)
+        assert tried.play(tried.machine(repack=False), threads).same_bits(packed)
 
 
 def _in_pieces(tried: Case, machine: Machine, cuts: np.random.Generator) -> Played:
     """A case in many forwards, its sequences cut at random."""
-    count = len(tried.lengths)
-    states = [machine.fresh() for _ in range(count)]
-    for slot, values in tried.states.items():
-        for state, value in zip(states, values, strict=True):
-            state.tensors()[slot][:] = value
+    count, states = len(tried.lengths), tried.begin(machine)
     parts = np.split(np.arange(sum(tried.lengths)), np.cumsum(tried.lengths)[:-1])
     left = [np.split(ids, np.flatnonzero(cuts.random(len(ids)) < 0.2)) for ids in parts]
     rows: list[list[np.ndarray]] = [[] for _ in parts]
@@ -426,7 +453,7 @@ def _in_pieces(tried: Case, machine: Machine, cuts: np.random.Generator) -> Play
 )
 def test_pieces_give_the_bits_of_one_forward(name):
     tried = CASES[name]
-    machine = Machine(*tried.build())
+    machine = tried.machine()
     whole, random = tried.play(machine), np.random.default_rng(len(name))
     for _ in range(3):
         assert _in_pieces(tried, machine, random).same_bits(whole)
@@ -442,7 +469,7 @@ def test_panels_are_packed_as_they_are_defined(block, shape):
     stored = store.get(weight, catalogue()["linear"].operands["weight"])
     matrix = tensors.add("matrix", normal(42, 16, 256))
     graph.finish(graph.select(graph.linear(rows, matrix, width=16)))
-    CpuBackend(graph, store, 2, no_notice)
+    CpuBackend(graph, store, Layout.of(graph), 2, no_notice)
     wanted = pack(tensors.data(tensors.tensors["weight"]), block, shape)
     assert np.array_equal(stored.data, wanted)
 
@@ -458,7 +485,8 @@ def test_cases_cover_every_op_and_every_compiled_variant():
     for tried in CASES.values():
         graph, tensors = tried.build()
         for repack in (True, False):
-            program = lower(graph, WeightStore(tensors, no_notice, repack), MAX_ROWS)
+            store, layout = WeightStore(tensors, no_notice, repack), Layout.of(graph, tried.types)
+            program = lower(graph, store, layout, MAX_ROWS)
             played |= {name for name, _ in program.kernels}
     assert {tried.op.name for tried in CASES.values()} == set(catalogue())
     packers = {f"pack.{block.name.lower()}" for block in QUANTIZED}
@@ -518,7 +546,7 @@ FUNCTIONS = {
 
 def _play_unary(op: str, x: np.ndarray) -> np.ndarray:
     tried = Case(catalogue()[op], rows={"x": x}, lengths=(len(x),))
-    return tried.play(Machine(*tried.build())).rows
+    return tried.play(tried.machine()).rows
 
 
 @pytest.mark.parametrize("op", FUNCTIONS)
@@ -547,4 +575,4 @@ def test_exp_agrees_with_float64_over_all_of_its_range():
         states={"state": np.ones((1, 1, x.size), np.float32)},
         attributes={"d_state": 1},
     )
-    _close(tried.play(Machine(*tried.build())).rows, np.exp(x.astype(np.float64)))
+    _close(tried.play(tried.machine()).rows, np.exp(x.astype(np.float64)))
