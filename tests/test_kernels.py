@@ -21,7 +21,7 @@ from keelback.engine.lowering import lower
 from keelback.engine.state import Layout
 from keelback.engine.weights import WeightStore
 from keelback.kernels import jit
-from keelback.kernels.experts import SIGMOID
+from keelback.kernels.experts import SIGMOID, SOFTMAX
 from keelback.kernels.formats.blocks import (
     BF16,
     F16,
@@ -457,6 +457,25 @@ def test_pieces_give_the_bits_of_one_forward(name):
     whole, random = tried.play(machine), np.random.default_rng(len(name))
     for _ in range(3):
         assert _in_pieces(tried, machine, random).same_bits(whole)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("gating", [SOFTMAX, SIGMOID])
+def test_a_router_names_different_experts_whatever_the_scores(gating, biased, groups):
+    # A number out of range would be read from, or written to, outside of the matrices.
+    scores = normal(52, 8, 40)
+    for row, value in enumerate((np.nan, np.inf, -np.inf, np.finfo(np.float32).min, 1e-45)):
+        scores[row] = value
+    scores[5, ::3], scores[6, 1::2], scores[7, :39] = np.nan, -np.inf, np.nan
+    bias = np.where(np.arange(40) % 7, 0, np.float32(-np.inf))
+    tried = Case(
+        catalogue()["route"], rows={"scores": scores}, weights={"bias": bias} if biased else {},
+        attributes={"used": 12, "gating": gating, "groups": groups, "groups_used": groups // 2 + 1},
+        lengths=(8,),
+    )  # fmt: skip
+    for chosen in tried.play(tried.machine()).rows[:, :12]:
+        assert set(chosen) <= set(range(40)) and len(set(chosen)) == 12
 
 
 @pytest.mark.parametrize("block", sorted(QUANTIZED, key=lambda block: block.name))
