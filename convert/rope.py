@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .config import Config
 
 #: YaRN's parameters: transformers' name, GGUF's.
 _YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
+#: Other magnitudes than that of YaRN's paper.
+_YARN_FACTORS = ("mscale", "mscale_all_dim", "attention_factor")
 
 
 def rope_of(config: Config) -> Config:
@@ -36,10 +40,13 @@ def rope_keys(config: Config, d_head: int, theta: float, part: float = 1.0) -> d
             f"{config.path}: partial_rotary_factor turns {count} values of {d_head}, not an even "
             "number of them"
         )
-    keys: dict[str, Any] = {
-        "rope.dimension_count": count, "rope.freq_base": rope.number("rope_theta", theta),
-    }  # fmt: skip
-    return {**keys, **_scaling(config, rope)}
+    return {"rope.dimension_count": count, **speed_keys(config, theta)}
+
+
+def speed_keys(config: Config, theta: float) -> dict[str, Any]:
+    """`rope_keys` without the number of values that are turned: how fast they turn."""
+    rope = rope_of(config)
+    return {"rope.freq_base": rope.number("rope_theta", theta), **_scaling(config, rope)}
 
 
 def _scaling(config: Config, rope: Config) -> dict[str, Any]:
@@ -55,10 +62,10 @@ def _scaling(config: Config, rope: Config) -> dict[str, Any]:
     keys: dict[str, Any] = {"rope.scaling.type": kind, "rope.scaling.factor": factor}
     if kind == "linear":
         return keys
-    if rope.get("mscale") is not None or rope.get("attention_factor") is not None:
+    if any(rope.get(key) is not None for key in _YARN_FACTORS):
         raise UnsupportedModel(
-            f"{config.path}: rope_parameters name mscale or attention_factor; keelback runs YaRN "
-            "with the factor of its paper"
+            f"{config.path}: rope_parameters name {', '.join(_YARN_FACTORS[:-1])} or "
+            f"{_YARN_FACTORS[-1]}; keelback runs YaRN with the factor of its paper"
         )
     if rope.get("truncate", True) is not True:
         raise UnsupportedModel(f"{config.path}: truncate is not true; keelback runs YaRN with it")
@@ -73,3 +80,14 @@ def _scaling(config: Config, rope: Config) -> dict[str, Any]:
         for theirs, ours in _YARN.items()
         if rope.get(theirs) is not None
     }
+
+
+def side_by_side(heads: int, d_head: int, turned: int) -> np.ndarray:
+    """Rows of queries or keys, so that rotary pairs (i, i + turned / 2) become (2 i, 2 i + 1).
+
+    As llama.cpp does it; where nothing is turned it changes no product of a query and a key.
+    """
+    half = turned // 2
+    order = np.arange(d_head)
+    order[: 2 * half] = order[: 2 * half].reshape(2, half).T.reshape(-1)
+    return (d_head * np.arange(heads)[:, None] + order).reshape(-1)

@@ -113,6 +113,10 @@ class Op:
     define      (arrays..., **attributes) -> output rows; for an op with STATE or CACHE operands it
                 is called once per sequence, and changes those in place
     variant     (operands by name, attributes) -> which of the op's kernels to compile
+    scratch     (operands by name, attributes, most rows of a forward) -> bytes that a kernel needs
+                of its thread's own memory, from its first byte on
+    partials    (operands by name, attributes) -> counters of a row, and bytes of a row for each
+                span of tokens that it reads: what threads share where they take spans of a row
     """
 
     name: str
@@ -121,6 +125,12 @@ class Op:
     define: Callable[..., np.ndarray]
     attributes: tuple[str, ...] = ()
     variant: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = field(default=lambda *_: "")
+    scratch: Callable[[Mapping[str, Any], Mapping[str, Any], int], int] = field(
+        default=lambda *_: 0
+    )
+    partials: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[int, int]] = field(
+        default=lambda *_: (0, 0)
+    )
 
     @property
     def defaults(self) -> dict[str, Any]:

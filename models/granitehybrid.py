@@ -31,7 +31,10 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
     for i, key_heads in enumerate(p.per_layer("attention.head_count_kv", layers)):
         blk = w.blk[i]
         x = g.rms_norm(h, blk.attn_norm, eps=eps)
-        y = _attention(g, p, blk, i, x, key_heads) if key_heads else mamba2.mixer(g, p, blk, i, x)
+        if key_heads:
+            y = _attention(g, p, blk, i, x, key_heads)
+        else:
+            y = mamba2.mixer(g, p, blk, i, x, eps=eps)
         h = g.add(h, y, scale=residual)
         y = _feed_forward(g, p, blk, g.rms_norm(h, blk.ffn_norm, eps=eps))
         h = g.add(h, y, scale=residual)
