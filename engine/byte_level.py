@@ -8,7 +8,7 @@ library with those alone, and it reads the whole vocabulary when there is more t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 from ..kernels.formats import pretokenizers
@@ -18,7 +18,8 @@ from .splitters import Keys, Splitter, check_runs
 _MERGES = "tokenizer.ggml.merges"
 #: Parts of words that are looked up before the whole vocabulary is read: some ten milliseconds.
 _FEW_PARTS = 1 << 16
-#: Merges that are looked at before that. A file of another vocabulary shows in any of them.
+#: Merges that are looked at before that, the others with it: those of another vocabulary show in
+#: any of them.
 _SAMPLE = 1 << 10
 
 
@@ -37,7 +38,7 @@ def byte_level_splitter(
             left -= sum(len(word) ** 2 for word in words)
         else:
             left = 0
-        backend = vocabulary.part(words) if left > 0 else vocabulary.whole()
+        backend = vocabulary.part(words) if left > 0 else vocabulary.whole
         return backend.encode(text, add_special_tokens=False).ids
 
     return split
@@ -58,8 +59,6 @@ class _Vocabulary:
         self._ranks = dict(zip(self._merges, range(len(self._merges)), strict=True))
         self._normalizer, self._pre_tokenizer = pretokenizers.build(row)
         self._pairs(self._merges[:: len(self._merges) // _SAMPLE + 1])
-        self.whole = cache(self._whole)
-        self._merged = cache(self._find_merged)
 
     def words(self, text: str) -> set[str]:
         """What merges are looked for in: the pieces into which a text is cut, as symbols."""
@@ -68,7 +67,7 @@ class _Vocabulary:
         return {word for word, _ in self._pre_tokenizer.pre_tokenize_str(text)}
 
     def part(self, words: set[str]) -> Any:
-        """What does the same to these words as all tokens and merges do."""
+        """What does the same to these words as `whole`: all that is a part of one."""
         parts = {
             word[start:end]
             for word in words
@@ -84,7 +83,9 @@ class _Vocabulary:
         )
         return self._backend(tokens, self._pairs(self._merges[rank] for rank in ranks))
 
-    def _whole(self) -> Any:
+    @cached_property
+    def whole(self) -> Any:
+        """All tokens and merges, in an object of `tokenizers`."""
         normal, ids = int(TokenType.NORMAL), self._ids
         tokens = {text: token for text, token in ids.items() if self._types[token] == normal}
         pairs = self._pairs(self._merges)
@@ -119,8 +120,9 @@ class _Vocabulary:
         token = self._ids.get(text)
         if token is None:
             return False
-        return self._types[token] == TokenType.NORMAL or text in self._merged()
+        return self._types[token] == TokenType.NORMAL or text in self._merged
 
-    def _find_merged(self) -> set[str]:
+    @cached_property
+    def _merged(self) -> set[str]:
         pairs = self._pairs(self._merges)
         return {text for left, right in pairs for text in (left, right, left + right)}
