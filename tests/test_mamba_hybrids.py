@@ -47,18 +47,19 @@ def with_others(theirs: Tensors) -> Tensors:
 
 
 def by_list(theirs: Config) -> Config:
-    """transformers before 5: a list that has no number of layers beside it."""
+    """A list of layers, with no number of them beside it, and another name for heads' size."""
     kinds = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
-    rest = {k: v for k, v in theirs.items() if k not in ("num_hidden_layers", "norm_eps")}
+    rest = {k: v for k, v in theirs.items() if k not in ("num_hidden_layers", "head_dim")}
+    rest["attention_head_dim"] = theirs["head_dim"]
     return rest | {
         "layers_block_type": [kinds[mark] for mark in rest.pop("hybrid_override_pattern")]
     }
 
 
 def saved_by_5(theirs: Config) -> Config:
-    rest = {key: value for key, value in theirs.items() if key not in ("rope_theta", "head_dim")}
+    rest = {key: value for key, value in theirs.items() if key != "rope_theta"}
     rope = {"rope_theta": theirs["rope_theta"], "rope_type": "default"}
-    return rest | {"rope_parameters": rope, "head_dim": theirs["head_dim"], "mamba_d_head": "auto"}
+    return rest | {"rope_parameters": rope, "mamba_d_head": "auto"}
 
 
 EARLY_JAMBA = (
