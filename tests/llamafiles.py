@@ -30,6 +30,7 @@ import pytest
 import tiny
 from keelback.convert import convert
 from keelback.engine.model import Model
+from keelback.kernels.formats.gguf import GGUF
 
 llama_cpp = pytest.importorskip(
     "llama_cpp", reason="llama-cpp-python cannot be imported", exc_type=ImportError
@@ -44,9 +45,10 @@ LENGTH = 64
 TRAINED = ("mamba-tiny-lit", "mamba2-tiny")
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 
-# llama.cpp's own converter, unchanged but for two things it cannot do: it puts a vocabulary of
-# 50,000 tokens into a model that has no tokenizer, and it knows pre-tokenizers only by a hash of
-# ids, which leaves out every vocabulary that was not published.
+# llama.cpp's own converter, unchanged but for three things it cannot do: it puts a vocabulary of
+# 50,000 tokens into a model that has no tokenizer, it knows pre-tokenizers only by a hash of ids,
+# which leaves out every vocabulary that was not published, and it does not convert a Qwen without
+# layers that guess further tokens unless told so.
 CONVERTER = """
 import json, runpy, sys, traceback
 source, jobs = sys.argv[1], json.loads(sys.argv[2])
@@ -72,6 +74,7 @@ def get_vocab_base_pre(self, tokenizer):
         return job["pre"]
 
 TextModel.get_vocab_base_pre = get_vocab_base_pre
+conversion.qwen._QwenMtpMixin.no_mtp = True
 def every(kind):
     yield kind
     for below in kind.__subclasses__():
@@ -164,7 +167,7 @@ class Files:
                 "checkpoint": str(self.checkpoint(name)),
                 "target": str(self.folder / f"{name}-{outtype}-theirs.gguf"),
                 "outtype": outtype,
-                "pre": Model(self.ours(name)).metadata.get("tokenizer.ggml.pre"),
+                "pre": GGUF(self.ours(name)).metadata.get("tokenizer.ggml.pre"),
             }
             for name in (*BIASED, *MISREAD[1:], *(TRAINED if SHARED else ()))
             for outtype in OUTTYPES
