@@ -125,11 +125,17 @@ def _mixer_keys(config: Config) -> dict[str, Any]:
 def _expert_keys(config: Config) -> dict[str, Any]:
     experts, used = config.count("n_routed_experts", 8), config.count("num_experts_per_tok", 2)
     groups, groups_used = config.count("n_group", 1), config.count("topk_group", 1)
-    if experts % groups or groups_used > groups or used > experts // groups * groups_used:
+    each = experts // groups
+    # Groups are told apart by the best two of each.
+    uneven = experts % groups or (groups > 1 and each < 2)
+    if uneven or groups_used > groups or used > each * groups_used:
         raise InvalidFile(
             f"{config.path}: num_experts_per_tok is {used}, which does not go with "
             f"n_routed_experts {experts}, n_group {groups} and topk_group {groups_used}"
         )
+    if groups_used == groups:
+        # All of them are no choice, and llama.cpp stops at such a file.
+        groups = groups_used = 1
     keys = {
         "expert_count": experts, "expert_used_count": used,
         "expert_group_count": groups, "expert_group_used_count": groups_used,

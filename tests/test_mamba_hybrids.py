@@ -71,6 +71,9 @@ EARLY_JAMBA = (
 LAYOUTS = {
     "list": Layout("nemotron-latent", config=by_list),
     "stacked": Layout("nemotron-moe", tensors=as_in_memory("nemotron-moe")),
+    "all groups": Layout(
+        "nemotron-moe", config=lambda theirs: theirs | {"n_group": 3, "topk_group": 3}
+    ),
     "wrapped": Layout(
         "nemotron-moe",
         config=lambda theirs: {"model_type": "NemotronH_Nano_VL_V2", "llm_config": theirs},
@@ -145,6 +148,7 @@ def test_what_only_keelback_runs_is_said(tmp_path: Path, name: str, said: str):
         ("nemotron-moe", {"n_groups": 3}, "no multiple of n_groups"),
         ("nemotron-moe", {"num_experts_per_tok": 7}, "num_experts_per_tok is 7"),
         ("nemotron-moe", {"n_group": 4}, "n_group 4"),
+        ("nemotron-moe", {"n_group": 6, "topk_group": 3}, "n_group 6"),
         ("nemotron-moe", {"n_group": 2, "topk_group": 3}, "topk_group 3"),
         ("nemotron-moe", {"moe_latent_size": 12}, r"lacks the tensor .*fc1_latent_proj"),
         ("nemotron-moe", {"norm_topk_prob": 1}, "norm_topk_prob is 1"),
