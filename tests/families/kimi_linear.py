@@ -1,4 +1,4 @@
-"""Tiny checkpoints of `kimi_linear`, with the names of its authors, which transformers saves too."""
+"""Tiny checkpoints of `kimi_linear`, with its authors' names, which transformers saves too."""
 
 from __future__ import annotations
 
