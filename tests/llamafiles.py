@@ -113,8 +113,8 @@ def is_representable(variant: tiny.Variant) -> bool:
 TINY = tuple(name for name, variant in tiny.VARIANTS.items() if is_representable(variant))
 # What their converter misreads: a Granite with rotary positions has none for it unless all layers
 # are attention, layers are not called as transformers 5 does it, and of Bamba's heads, which are
-# turned in part, it rearranges the whole. The files it makes of the second and
-# third load all the same.
+# turned in part, it rearranges the whole. The files it makes of the second and the third load all
+# the same.
 MISREAD = ("granite-rope", "granite-q8", "bamba-grouped")
 MISREAD += tuple(name for family in tiny.FAMILIES.values() for name in family.misread)
 # llama.cpp wants a bias of the convolution. Our converter writes zeros, theirs nothing.
