@@ -37,6 +37,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     keys |= {
         # partial_rotary_factor says nothing here: qk_rope_head_dim does.
         **speed_keys(config, 6e6),
+        "attention.value_length": d_head,
         "kda.safe_gate": safe,
         "kda.gate_lower_bound": _lower_bound(config),
         "expert_shared_feed_forward_length": keys["expert_feed_forward_length"]

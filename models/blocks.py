@@ -1,10 +1,27 @@
-"""Blocks that hybrids share: MLPs, mixtures of experts, attention over KV pages."""
+"""Blocks that hybrids share: layers, MLPs, mixtures of experts, attention over KV pages."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..kernels.errors import InvalidFile
 from .graph import Graph, Value
+from .hyperparameters import Hyperparameters
+
+
+def layers_of(p: Hyperparameters, w: Any) -> int:
+    """How many layers the model has.
+
+    Behind them a file may hold some that guess further tokens (MTP), which stay unread.
+    """
+    count, more = p.count("block_count"), p.count("nextn_predict_layers", 0)
+    if more >= count:
+        raise InvalidFile(
+            f"{p.path}: {p.architecture}.nextn_predict_layers is {more}, and there are {count} "
+            "layers in all; convert the model again"
+        )
+    w.blk.ignore(first=count - more)
+    return count - more
 
 
 def gated_mlp(
@@ -47,6 +64,14 @@ def mixture(
     y = g.relu_squared(up) if gate is None else g.swiglu(gate, up)
     y = g.expert_linear(y, routes, blk.ffn_down_exps, width=d_model, parts=used, **sizes)
     return g.expert_sum(y, routes, used=used)
+
+
+def queries_keys_values(g: Graph, blk: Any, x: Value, *widths: int) -> list[Value]:
+    """The projections that attention begins with, from one matrix or from three. x: (T, D)."""
+    if blk.attn_qkv.find():
+        return g.split(g.linear(x, blk.attn_qkv, width=sum(widths)), *widths)
+    matrices = (blk.attn_q, blk.attn_k, blk.attn_v)
+    return [g.linear(x, m, width=width) for m, width in zip(matrices, widths, strict=True)]
 
 
 def attend(

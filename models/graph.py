@@ -208,9 +208,13 @@ class Namespace:
         """The tensor, and where the file has one the `.bias` beside it."""
         return self.tensor(), self._get(f"{self._prefix}bias")
 
-    def leave(self) -> None:
-        """Say that no tensor below is needed."""
-        self._used.update(name for name in self._tensors if name.startswith(self._prefix))
+    def ignore(self, first: int) -> None:
+        """Leave aside what lies under the number `first` and higher ones; a model says why."""
+        for name in self._tensors:
+            if name.startswith(self._prefix):
+                number = name.removeprefix(self._prefix).partition(".")[0]
+                if number.isdecimal() and int(number) >= first:
+                    self._used.add(name)
 
     def unused(self) -> list[str]:
         """Tensors that nothing has asked for."""

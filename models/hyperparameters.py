@@ -73,14 +73,6 @@ class Hyperparameters:
             raise self._bad(key, value, f"{layers} whole numbers from 0 to {LARGEST_DIMENSION}")
         return values
 
-    def layers(self) -> int:
-        """Layers that are run: those at the end that guess several tokens ahead are not."""
-        layers, key = self.count("block_count"), "nextn_predict_layers"
-        guessing = self._get(key, 0)
-        if type(guessing) is not int or not 0 <= guessing < layers:
-            raise self._bad(key, guessing, f"a whole number below {layers}")
-        return layers - guessing
-
     def heads(self, layer: int) -> int:
         """Heads of a layer's mixer: `attention.head_count`, one number or one a layer."""
         count = self.per_layer("attention.head_count", self.count("block_count"))[layer]

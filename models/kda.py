@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..kernels.recurrence import GROUPED
+from .blocks import queries_keys_values
 from .graph import Graph, Value
 from .hyperparameters import Hyperparameters
 
@@ -26,7 +27,7 @@ def mixer(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, *, safe: boo
     d_inner = heads * d_head
     eps = p.number("attention.layer_norm_rms_epsilon")
 
-    q, k, v = _queries_keys_values(g, p, blk, i, x, d_inner)
+    q, k, v = _convolved(g, p, blk, i, queries_keys_values(g, blk, x, *[d_inner] * 3))
     q = g.l2_norm(q, eps=L2_EPS, groups=heads, scale=d_head**-0.5)
     k = g.l2_norm(k, eps=L2_EPS, groups=heads, scale=1.0)
     beta = g.sigmoid(g.linear(x, blk.ssm_beta, width=heads))
@@ -49,18 +50,11 @@ def mixer(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, *, safe: boo
     return g.linear(o, blk.attn_output, width=p.count("embedding_length"))
 
 
-def _queries_keys_values(
-    g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, d_inner: int
-) -> list[Value]:
-    """Three projections, or one of them all, each with a short convolution behind it."""
-    if blk.attn_qkv.find():
-        parts = g.split(g.linear(x, blk.attn_qkv, width=3 * d_inner), *[d_inner] * 3)
-    else:
-        matrices = (blk.attn_q, blk.attn_k, blk.attn_v)
-        parts = [g.linear(x, matrix, width=d_inner) for matrix in matrices]
+def _convolved(g: Graph, p: Hyperparameters, blk: Any, i: int, parts: list[Value]) -> list[Value]:
+    """Queries, keys and values, each through a short convolution with a window of its own."""
     taps = p.count("ssm.conv_kernel")
     filters = (blk.ssm_conv1d_q, blk.ssm_conv1d_k, blk.ssm_conv1d_v)
-    windows = [g.state(f"blk.{i}.conv_{part}", taps - 1, d_inner) for part in "qkv"]
+    windows = [g.state(f"blk.{i}.conv_{part}", taps - 1, parts[0].width) for part in "qkv"]
     return [
         g.causal_conv(part, window, weight, taps=taps, silu=1)
         for part, window, weight in zip(parts, windows, filters, strict=True)

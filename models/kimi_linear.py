@@ -12,7 +12,7 @@ from typing import Any
 from ..kernels.errors import UnsupportedModel
 from ..kernels.experts import SIGMOID, SOFTMAX
 from . import kda
-from .blocks import gated_mlp, mixture
+from .blocks import gated_mlp, layers_of, mixture
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
@@ -40,9 +40,8 @@ def trunk(
     """All of the model; safe: of `kda.mixer`, turn: of `latent_attention`."""
     eps = p.number("attention.layer_norm_rms_epsilon")
     attends = p.per_layer("attention.head_count_kv", p.count("block_count"))
-    layers = p.layers()
     h = g.embedding(w.token_embd, width=p.count("embedding_length"))
-    for i in range(layers):
+    for i in range(layers_of(p, w)):
         blk = w.blk[i]
         x = g.rms_norm(h, blk.attn_norm, eps=eps)
         if attends[i]:
@@ -51,8 +50,6 @@ def trunk(
             y = kda.mixer(g, p, blk, i, x, safe=safe)
         h = g.add(h, y)
         h = g.add(h, _feed_forward(g, p, blk, g.rms_norm(h, blk.ffn_norm, eps=eps)))
-    for i in range(layers, len(attends)):
-        w.blk[i].leave()
     return logits(g, h, w, eps)
 
 
@@ -70,11 +67,12 @@ def _feed_forward(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:
         )
     d_ff = p.count("expert_feed_forward_length")
     groups = p.count("expert_group_count", 1)
+    groups_used = p.count("expert_group_used_count", groups) if groups > 1 else 1
     y = mixture(
         g, x, blk, used=p.count("expert_used_count"), width=d_ff, d_model=d_model,
         gating=_GATINGS[gating], normalise=int(p.flag("expert_weights_norm", True)), eps=1e-20,
         scale=p.number("expert_weights_scale", 1.0),
-        groups=groups, groups_used=p.count("expert_group_used_count", groups),
+        groups=groups, groups_used=groups_used,
     )  # fmt: skip
     if not blk.ffn_gate_shexp.find():
         return y

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 
@@ -16,11 +14,7 @@ from keelback.convert import convert
 from keelback.engine.info import describe
 from keelback.engine.state import PAGE_ROWS, CacheView, State
 from keelback.kernels.formats.gguf import GGUF
-
-
-def tensor(path: Path, name: str) -> np.ndarray:
-    file = GGUF(path)
-    return file.data(file.tensors[name]).view(np.float32).reshape(file.tensors[name].shape)
+from rewriting import logits, rewritten, tensor
 
 
 def memory(state: State) -> bytes:
@@ -66,34 +60,6 @@ def test_gate_and_up_are_taken_apart_gate_first(tiny_file):
         assert np.array_equal(matrix, shared[28 * at : 28 * at + 28])
     down = hf["model.layers.2.block_sparse_moe.output_linear.weight"]
     assert np.array_equal(tensor(path, "blk.2.ffn_down_exps.weight"), down)
-
-
-def rewritten(path: Path, target: Path, changes: dict[str, Any], tensors: dict[str, Any]) -> Path:
-    """A file with other keys or tensors; None takes one away."""
-    reader = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(target, "granitehybrid")
-    for key, field in reader.fields.items():
-        if key.startswith(("GGUF.", "general.architecture")) or key in changes:
-            continue
-        writer.add_key_value(key, field.contents(), field.types[0], field.types[-1])
-    for key, value in changes.items():
-        if value is not None:
-            kinds = {bool: "BOOL", int: "UINT32", str: "STRING", list: "ARRAY"}
-            kind, inner = gguf.GGUFValueType[kinds[type(value)]], gguf.GGUFValueType.INT32
-            writer.add_key_value(key, value, kind, inner if isinstance(value, list) else None)
-    kept = {item.name: item.data for item in reader.tensors}
-    for name, values in {**kept, **tensors}.items():
-        if values is not None:
-            writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
-
-def logits(path: Path, ids: np.ndarray) -> np.ndarray:
-    return keelback.Model(path, threads=1, notice=lambda text: None).forward(ids, logits="all")[0]
 
 
 def test_queries_keys_and_values_in_one_matrix_give_the_same_bits(tiny_file, tmp_path):

@@ -50,6 +50,7 @@ class Family:
     in_memory  tensors on disk -> the same as the reference names and arranges them in memory
     llamacpp   variants that llama.cpp runs with the same logits, from our file and from its own
     said       variants of which the converter says that only keelback runs them
+    as_written whether llama.cpp's converter has to read config.json without transformers
     """
 
     model_type: str
@@ -59,6 +60,7 @@ class Family:
     in_memory: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda tensors: tensors
     llamacpp: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
+    as_written: bool = False
 
 
 _COMMON: dict[str, Any] = {

@@ -1,0 +1,234 @@
+"""Kimi Linear and Ling 3.0: what is in their files, other forms of them, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kda_layouts
+import keelback
+import tiny
+import tiny_layouts
+from keelback.convert import convert
+from keelback.kernels.formats.gguf import GGUF
+from rewriting import rewritten, tensor
+
+KIMI, LING = "kimi-groups", "ling-hub"
+
+
+def logits(path: Path, name: str) -> np.ndarray:
+    kept = {"cache_type_k": "f32", "cache_type_v": "f32"}
+    model = keelback.Model(path, backend="numpy", notice=lambda text: None, **kept)
+    return model.forward(tiny.ids(name, 12), logits="all")[0]
+
+
+# ---- files
+
+
+def test_keys_and_values_are_taken_apart_by_head(tiny_file):
+    path = tiny_file(KIMI, "f32")
+    both = tiny.weights(KIMI)["model.layers.3.self_attn.kv_b_proj.weight"].reshape(4, 18, 16)
+    assert np.array_equal(tensor(path, "blk.3.attn_k_b.weight"), both[:, :8].swapaxes(1, 2))
+    assert np.array_equal(tensor(path, "blk.3.attn_v_b.weight"), both[:, 8:])
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "sign"), [(KIMI, (1, 1, 4, 1), -1), ("ling-q8", (2, 1), 1)]
+)
+def test_rates_have_the_sign_and_the_shape_of_llama_cpp(tiny_file, name, shape, sign):
+    a_log = next(v for k, v in tiny.weights(name).items() if k.endswith("A_log"))
+    layer = 1 if name == KIMI else 0
+    rates = tensor(tiny_file(name, "f32"), f"blk.{layer}.ssm_a")
+    np.testing.assert_allclose(rates, sign * np.exp(a_log.reshape(shape)), rtol=1e-6)
+
+
+DELTA = dict.fromkeys((f"attn_{part}" for part in ("q", "k", "v", "output")), "Q8_0") | {
+    "ssm_conv1d_q": "F32", "ssm_conv1d_k": "F32", "ssm_conv1d_v": "F32", "ssm_f_a": "Q8_0",
+    "ssm_g_a": "Q8_0", "ssm_beta": "Q8_0", "ssm_a": "F32", "ssm_dt": "F32", "ssm_norm": "F32",
+}  # fmt: skip
+ATTENTION = dict.fromkeys(("q", "kv_a_mqa", "k_b", "v_b", "output"), "Q8_0") | {"kv_a_norm": "F32"}
+DENSE = dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down"), "Q8_0")
+EXPERTS = (
+    {f"{name}_exps": kind for name, kind in DENSE.items()}
+    | {f"{name}_shexp": kind for name, kind in DENSE.items()}
+    | {"ffn_gate_inp": "F32", "exp_probs_b": "F32"}
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "attends", "more", "in_attention"),
+    [
+        ("kimi-q8", 1, {"ssm_f_b": "Q8_0", "ssm_g_b": "Q8_0"}, {}),
+        ("ling-q8", 2, {}, {"attn_gate": "Q8_0"}),
+    ],
+)
+def test_tensors_have_llama_cpps_names_and_types(tiny_file, name, attends, more, in_attention):
+    attention = {f"attn_{part}": kind for part, kind in ATTENTION.items()} | in_attention
+    expected = {"token_embd": "Q8_0", "output_norm": "F32", "output": "Q8_0"}
+    for i in range(3):
+        layer = {"attn_norm": "F32", "ffn_norm": "F32"}
+        layer |= attention if i == attends else DELTA | more
+        layer |= DENSE if (name, i) == ("kimi-q8", 0) else EXPERTS
+        expected |= {f"blk.{i}.{tensor}": kind for tensor, kind in layer.items()}
+    found = GGUF(tiny_file(name, "q8_0")).tensors.values()
+    bare = {info.name.removesuffix(".weight").removesuffix(".bias"): info for info in found}
+    assert {tensor: info.block.name for tensor, info in bare.items()} == expected
+
+
+def joined(path: Path) -> dict[str, Any]:
+    """Queries, keys and values in one matrix, and gate and up of all experts."""
+    changed: dict[str, Any] = {}
+
+    def join(whole: str, axis: int, *parts: str) -> None:
+        names = [f"{part}.weight" for part in parts]
+        changed[f"{whole}.weight"] = np.concatenate([tensor(path, name) for name in names], axis)
+        changed.update(dict.fromkeys(names))
+
+    for i in (1, 2):
+        join(f"blk.{i}.attn_qkv", 0, *(f"blk.{i}.attn_{part}" for part in "qkv"))
+    for i in (2, 3):
+        join(f"blk.{i}.ffn_gate_up_exps", 1, f"blk.{i}.ffn_gate_exps", f"blk.{i}.ffn_up_exps")
+    return changed
+
+
+def not_absorbed(path: Path) -> dict[str, Any]:
+    """Keys and values from one matrix, written out for every head."""
+    changed: dict[str, Any] = {}
+    for i in (0, 3):
+        name = f"model.layers.{i}.self_attn.kv_b_proj.weight"
+        changed[f"blk.{i}.attn_kv_b.weight"] = tiny.weights(KIMI)[name]
+        changed |= dict.fromkeys((f"blk.{i}.attn_k_b.weight", f"blk.{i}.attn_v_b.weight"))
+    return changed
+
+
+def with_fewer_dimensions(path: Path) -> dict[str, Any]:
+    """What quantizing leaves of dimensions of one."""
+    changed: dict[str, Any] = {}
+    for i in (1, 2):
+        changed[f"blk.{i}.ssm_a"] = tensor(path, f"blk.{i}.ssm_a").reshape(4, 1)
+        for part in "qkv":
+            name = f"blk.{i}.ssm_conv1d_{part}.weight"
+            changed[name] = tensor(path, name).reshape(32, 1, 3)
+    return changed
+
+
+@pytest.mark.parametrize("form", [joined, not_absorbed, with_fewer_dimensions])
+def test_files_of_another_form_give_the_same_logits(tiny_file, tmp_path, form):
+    path = tiny_file(KIMI, "f32")
+    other = rewritten(path, tmp_path / "other.gguf", {}, form(path))
+    np.testing.assert_allclose(logits(other, KIMI), logits(path, KIMI), rtol=0, atol=1e-5)
+
+
+def test_layers_that_guess_further_tokens_stay_unread(tiny_file, tmp_path):
+    path = tiny_file(LING, "f32")
+    keys = {"block_count": 5, "attention.head_count_kv": [0, 1, 0, 1, 1], "nextn_predict_layers": 1}
+    changes = {f"bailingmoe3.{key}": value for key, value in keys.items()}
+    more = {f"blk.4.{name}.weight": np.ones(5, np.float32) for name in ("nextn.hnorm", "attn_q")}
+    other = rewritten(path, tmp_path / "mtp.gguf", changes, more)
+    assert np.array_equal(logits(other, LING), logits(path, LING))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "said"),
+    [
+        (KIMI, "attention.head_count", 0, "head_count is 0"),
+        (KIMI, "attention.key_length_mla", 10, "no more than rope.dimension_count"),
+        (KIMI, "attention.kv_lora_rank", 17, r"blk\.0\.attn_kv_a_mqa"),
+        (KIMI, "expert_gating_func", 4, "expert_gating_func is 4"),
+        (KIMI, "kda.head_dim", None, r"lacks the key kimi-linear\.kda\.head_dim"),
+        (KIMI, "kda.head_dim", 9, r"blk\.1\.attn_q"),
+        (KIMI, "kda.safe_gate", True, r"lacks the key kimi-linear\.kda\.gate_lower_bound"),
+        (LING, "kda.gate_lower_bound", 5, "not a number below zero"),
+        (LING, "swiglu_clamp_exp", [0, 0, 0, 7], "has values under bailingmoe3.swiglu_clamp_exp"),
+        (LING, "rope.dimension_sections", [1, 1, 1, 0], "bailingmoe3.rope.dimension_sections"),
+    ],
+)
+def test_files_whose_keys_do_not_fit_get_a_sentence(tiny_file, tmp_path, name, key, value, said):
+    path = tiny_file(name, "f32")
+    changes = {f"{GGUF(path).metadata['general.architecture']}.{key}": value}
+    with pytest.raises(keelback.KeelbackError, match=said):
+        logits(rewritten(path, tmp_path / "odd.gguf", changes, {}), name)
+
+
+def test_limits_of_zero_are_none(tiny_file, tmp_path):
+    changes = {"bailingmoe3.swiglu_clamp_exp": [0, 0, 0, 0]}
+    path = rewritten(tiny_file(LING, "f32"), tmp_path / "zero.gguf", changes, {})
+    assert np.isfinite(logits(path, LING)).all()
+
+
+# ---- checkpoints
+
+
+@pytest.mark.parametrize("name", kda_layouts.LAYOUTS)
+def test_a_layout_gives_the_file_of_its_model(tiny_file, tmp_path, name):
+    layout = kda_layouts.LAYOUTS[name]
+    folder = tmp_path / layout.variant
+    path = convert(tiny_layouts.write(layout, folder), tmp_path / "out.gguf", "f32")
+    assert path.read_bytes() == tiny_file(layout.variant, "f32").read_bytes()
+
+
+def test_layers_that_guess_further_are_left_out_with_a_line(tmp_path):
+    layout = kda_layouts.LAYOUTS["ling, layers that guess further"]
+    said: list[str] = []
+    checkpoint = tiny_layouts.write(layout, tmp_path / "ling")
+    convert(checkpoint, tmp_path / "out.gguf", "f32", said.append)
+    assert any("2 tensors that are no part of the language model" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentences"),
+    [
+        ("kimi-saved", ["an epsilon of 1e-06", "other heads", "short rows", "add up to one"]),
+        ("ling-unbounded", ["an epsilon of 1e-06", "no lower bound"]),
+        (KIMI, []),
+        (LING, []),
+    ],
+)
+def test_what_only_keelback_runs_is_said(tmp_path, name, sentences):
+    said: list[str] = []
+    convert(tiny.write_checkpoint(name, tmp_path / name), tmp_path / "x.gguf", "f32", said.append)
+    only = [line for line in said if line.startswith("for keelback only: ")]
+    assert len(only) == len(sentences)
+    assert all(any(part in line for line in only) for part in sentences)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        (KIMI, {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        (KIMI, {"mla_use_nope": False}, "mla_use_nope is False"),
+        (KIMI, {"attention_bias": True}, "attention_bias is True"),
+        (KIMI, {"moe_router_activation_func": "softmax"}, "moe_router_activation_func is 'soft"),
+        (KIMI, {"linear_attn_config": [1]}, "linear_attn_config is no object"),
+        (KIMI, {"linear_attn_config": {}}, "lacks the key linear_num_heads"),
+        (KIMI, {"num_experts_per_token": 5}, "5 of 8 experts cannot be chosen from 2 of 4"),
+        (KIMI, {"topk_group": 5}, "5 of 4"),
+        (KIMI, {"qk_nope_head_dim": 9}, r"self_attn\.q_proj\.weight has the shape"),
+        (KIMI, {"num_hidden_layers": 1}, "all layers are attention"),
+        (KIMI, {"num_hidden_layers": 3}, "tensors have no place"),
+        (KIMI, {"num_hidden_layers": 5}, r"lacks the tensor model\.layers\.4\.input_layernorm"),
+        (LING, {"score_function": "softmax"}, "score_function is 'softmax'"),
+        (LING, {"no_kda_lora": False}, "no_kda_lora is False"),
+        (LING, {"rope_interleave": False}, "rope_interleave is False"),
+        (LING, {"gated_attention_proj_granularity_type": "element_wise"}, "is 'element_wise'"),
+        (LING, {"kda_lower_bound": 5}, "kda_lower_bound is 5, not a number below zero"),
+        (LING, {"expert_swiglu_limit_list": [None, 0, 0, 7]}, "expert_swiglu_limit_list limits"),
+        (LING, {"mrope_section": [1, 1, 1]}, "mrope_section gives"),
+        (LING, {"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "rope_type is 'dynamic'"),
+        (
+            LING,
+            {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "mscale_all_dim": 1.0}},
+            "mscale_all_dim",
+        ),
+    ],
+)
+def test_checkpoints_that_cannot_be_converted_get_a_sentence(tmp_path, name, changes, said):
+    folder = tiny.write_checkpoint(name, tmp_path / name)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | changes), "utf-8")
+    with pytest.raises(keelback.KeelbackError, match=said):
+        convert(folder, tmp_path / "out.gguf")
