@@ -13,8 +13,9 @@ import numpy as np
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
+from .delta import FLA, add_mixer
 from .mamba import add_ends
-from .plan import Part, Plan, negative_exp
+from .plan import Part, Plan
 
 MODEL_TYPES = ("gated_deltanet",)
 
@@ -73,43 +74,12 @@ def _keys(config: Config, d_ff: int) -> dict[str, Any]:
 
 
 def _add_mixer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
-    keys = result.keys
-    d_model, taps = keys["embedding_length"], keys.get("ssm.conv_kernel")
-    heads, d_inner = keys["ssm.time_step_rank"], keys["ssm.inner_size"]
-    width = keys["ssm.group_count"] * keys["ssm.state_size"]
-    blk = f"blk.{i}"
-
-    def need(name: str, *shape: int):
-        return checkpoint.require(f"model.layers.{i}.attn.{name}", *shape)
-
-    # First of all: what config says of sizes is true only if the tensors have them.
-    a_log, out = need("A_log", heads), need("o_proj.weight", d_model, d_inner)
-    by_head = _tiled(keys["ssm.group_count"], heads, 1)
-    by_row = _tiled(keys["ssm.group_count"], heads, d_inner // heads)
-
-    def joined(suffix: str, *columns: int) -> list[Part]:
-        q, k = (Part(need(f"{part}_{suffix}", width, *columns)) for part in "qk")
-        return [q, k, Part(need(f"v_{suffix}", d_inner, *columns), rows=by_row)]
-
-    result.add(
-        f"{blk}.attn_qkv.weight", (2 * width + d_inner, d_model), *joined("proj.weight", d_model)
-    )
-    if taps is not None:
-        result.add(
-            f"{blk}.ssm_conv1d.weight", (2 * width + d_inner, taps), *joined("conv1d.weight", taps)
-        )
-    if keys["ssm.use_gate"]:
-        gate = Part(need("g_proj.weight", d_inner, d_model), rows=by_row)
-        result.add(f"{blk}.attn_gate.weight", (d_inner, d_model), gate)
-    for hf, gguf in (("a_proj", "ssm_alpha"), ("b_proj", "ssm_beta")):
-        part = Part(need(f"{hf}.weight", heads, d_model), rows=by_head)
-        result.add(f"{blk}.{gguf}.weight", (heads, d_model), part)
-    result.add(f"{blk}.ssm_a", (heads,), Part(a_log, columns=by_head, function=negative_exp))
-    result.add(f"{blk}.ssm_dt.bias", (heads,), Part(need("dt_bias", heads), columns=by_head))
-    result.add(
-        f"{blk}.ssm_norm.weight", (d_inner // heads,), need("o_norm.weight", d_inner // heads)
-    )
-    result.add(f"{blk}.ssm_out.weight", (d_model, d_inner), Part(out, columns=by_row))
+    names = dict(FLA)
+    if "ssm.conv_kernel" not in result.keys:
+        del names["ssm_conv1d"]
+    if not result.keys["ssm.use_gate"]:
+        del names["attn_gate"]
+    add_mixer(result, checkpoint, f"model.layers.{i}.attn", f"blk.{i}", names)
 
 
 def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
@@ -131,9 +101,3 @@ def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
         result.add(f"{blk}.ffn_{name}.weight", (d_ff, d_model), part)
     down = checkpoint.require(f"{layer}.mlp.down_proj.weight", d_model, d_ff)
     result.add(f"{blk}.ffn_down.weight", (d_model, d_ff), down)
-
-
-def _tiled(key_heads: int, heads: int, width: int) -> np.ndarray:
-    """Rows of value heads from grouped (head k r + j) to tiled order (head j Hk + k)."""
-    rows = np.arange(heads * width).reshape(key_heads, heads // key_heads, width)
-    return rows.swapaxes(0, 1).reshape(-1)

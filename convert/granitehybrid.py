@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
@@ -14,6 +12,7 @@ from .layers import add_linear, add_mlp, add_norm, layer_types
 from .mamba import CONTEXT_LENGTH, add_ends
 from .mamba2 import add_mixer, remark_limit
 from .plan import Plan
+from .rope import side_by_side
 
 MODEL_TYPES = ("granitemoehybrid", "bamba")
 
@@ -216,20 +215,9 @@ def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
         ("q", "q", heads), ("k", "k", key_heads), ("v", "v", key_heads), ("o", "output", heads),
     ):  # fmt: skip
         shape = (d_model, d_model) if name == "o" else (count * d_head, d_model)
-        order = _side_by_side(count, d_head, turned) if name in "qk" else None
+        order = side_by_side(count, d_head, turned) if name in "qk" else None
         hf, target = f"model.layers.{i}.self_attn.{name}_proj", f"blk.{i}.attn_{gguf}"
         add_linear(result, checkpoint, hf, target, *shape, order)
-
-
-def _side_by_side(heads: int, d_head: int, turned: int) -> np.ndarray:
-    """Rows of queries or keys, so that rotary pairs (i, i + turned / 2) become (2 i, 2 i + 1).
-
-    As llama.cpp does it; where nothing is turned it changes no product of a query and a key.
-    """
-    half = turned // 2
-    order = np.arange(d_head)
-    order[: 2 * half] = order[: 2 * half].reshape(2, half).T.reshape(-1)
-    return (d_head * np.arange(heads)[:, None] + order).reshape(-1)
 
 
 def _add_experts(result: Plan, checkpoint: Checkpoint, i: int) -> None:

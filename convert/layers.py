@@ -28,8 +28,11 @@ def layer_types(
     types, name = config.get("layer_types"), config.name("layer_types")
     if types is None:
         return None
-    count = config.count("num_hidden_layers")
-    if not isinstance(types, list) or len(types) != count:
+    if not isinstance(types, list):
+        raise InvalidFile(f"{config.path}: {name} is no list of layers")
+    # transformers 5 leaves the number out where it has such a list.
+    count = config.count("num_hidden_layers", len(types))
+    if len(types) != count:
         raise InvalidFile(f"{config.path}: {name} does not name {count} layers")
     known = {spelling: kind for kind, names in spellings.items() for spelling in names}
     for kind in types:

@@ -121,7 +121,11 @@ def unwrapped(values: dict[str, Any]) -> dict[str, Any]:
     inner = next((values[key] for key in _WRAPPED if values.get(key)), None)
     if not isinstance(inner, dict):
         return values
-    return {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
+    merged = {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
+    if values.get("tie_word_embeddings") is True:
+        # Which of the two counts differs from model to model; a head that is there is taken anyway.
+        merged["tie_word_embeddings"] = True
+    return merged
 
 
 def _is_mamba_ssm(values: dict[str, Any]) -> bool:

@@ -61,17 +61,22 @@ def _add_inner_norms(result: Plan, config: Config) -> None:
 
 
 def _add_layer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    d_model = result.keys["embedding_length"]
+    norm = checkpoint.require(f"backbone.layers.{i}.norm.weight", d_model)
+    result.add(f"blk.{i}.attn_norm.weight", (d_model,), norm)
+    add_mixer(result, checkpoint, f"backbone.layers.{i}.mixer", f"blk.{i}")
+
+
+def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str) -> None:
+    """The tensors of a Mamba-1 mixer, whose names begin with `mixer` in the checkpoint."""
     keys, need = result.keys, checkpoint.require
     d_model, d_inner = keys["embedding_length"], keys["ssm.inner_size"]
     d_state, rank = keys["ssm.state_size"], keys["ssm.time_step_rank"]
-    mixer, blk = f"backbone.layers.{i}.mixer", f"blk.{i}"
     matrices = {
         "in_proj": ("ssm_in", 2 * d_inner, d_model),
         "x_proj": ("ssm_x", rank + 2 * d_state, d_inner),
         "dt_proj": ("ssm_dt", d_inner, rank), "out_proj": ("ssm_out", d_model, d_inner),
     }  # fmt: skip
-    norm = need(f"backbone.layers.{i}.norm.weight", d_model)
-    result.add(f"{blk}.attn_norm.weight", (d_model,), norm)
     for hf, (gguf, *shape) in matrices.items():
         result.add(f"{blk}.{gguf}.weight", tuple(shape), need(f"{mixer}.{hf}.weight", *shape))
     result.add(f"{blk}.ssm_dt.bias", (d_inner,), need(f"{mixer}.dt_proj.bias", d_inner))

@@ -61,8 +61,13 @@ def _add_layer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     add_mixer(result, checkpoint, f"backbone.layers.{i}.mixer", f"blk.{i}")
 
 
-def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str) -> None:
-    """The tensors of a Mamba-2 mixer, whose names begin with `mixer` in the checkpoint."""
+def add_mixer(
+    result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, normed: bool = True
+) -> None:
+    """The tensors of a Mamba-2 mixer, whose names begin with `mixer` in the checkpoint.
+
+    normed: whether there is a norm behind the recurrence.
+    """
     keys, need = result.keys, checkpoint.require
     d_model, d_inner = keys["embedding_length"], keys["ssm.inner_size"]
     heads, groups = keys["ssm.time_step_rank"], keys["ssm.group_count"]
@@ -75,8 +80,9 @@ def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str) -> Non
     a_log = Part(need(f"{mixer}.A_log", heads), function=negative_exp)
     result.add(f"{blk}.ssm_a", (heads, 1), a_log)
     result.add(f"{blk}.ssm_d", (heads, 1), need(f"{mixer}.D", heads))
-    gated_norm = need(f"{mixer}.norm.weight", d_inner)
-    result.add(f"{blk}.ssm_norm.weight", (groups, d_inner // groups), gated_norm)
+    if normed:
+        gated_norm = need(f"{mixer}.norm.weight", d_inner)
+        result.add(f"{blk}.ssm_norm.weight", (groups, d_inner // groups), gated_norm)
     out_proj = need(f"{mixer}.out_proj.weight", d_model, d_inner)
     result.add(f"{blk}.ssm_out.weight", (d_model, d_inner), out_proj)
     add_projection_biases(result, checkpoint, mixer, blk, projected)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .config import Config
 
@@ -78,3 +80,14 @@ def _scaling(config: Config, rope: Config) -> dict[str, Any]:
         for theirs, ours in _YARN.items()
         if rope.get(theirs) is not None
     }
+
+
+def side_by_side(heads: int, d_head: int, turned: int) -> np.ndarray:
+    """Rows of queries or keys, so that rotary pairs (i, i + turned / 2) become (2 i, 2 i + 1).
+
+    As llama.cpp does it; where nothing is turned it changes no product of a query and a key.
+    """
+    half = turned // 2
+    order = np.arange(d_head)
+    order[: 2 * half] = order[: 2 * half].reshape(2, half).T.reshape(-1)
+    return (d_head * np.arange(heads)[:, None] + order).reshape(-1)

@@ -80,6 +80,15 @@ class Hyperparameters:
             raise self._bad("attention.head_count", count, "a whole number above zero")
         return count
 
+    def flags(self, key: str, layers: int) -> list[bool] | None:
+        """True or false for each layer; None where the file does not say."""
+        value = self._get(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, np.ndarray) or value.dtype != bool or len(value) != layers:
+            raise self._bad(key, value, f"{layers} times true or false")
+        return value.tolist()
+
     def divide(self, whole: int, key: str, parts: int) -> int:
         """`whole / parts` where a key's value has to divide evenly."""
         if whole % parts:

@@ -45,10 +45,11 @@ LENGTH = 64
 TRAINED = ("mamba-tiny-lit", "mamba2-tiny")
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 
-# llama.cpp's own converter, unchanged but for three things it cannot do: it puts a vocabulary of
+# llama.cpp's own converter, unchanged but for four things it cannot do: it puts a vocabulary of
 # 50,000 tokens into a model that has no tokenizer, it knows pre-tokenizers only by a hash of ids,
-# which leaves out every vocabulary that was not published, and of some models it asks for keys that
-# a transformers that knows them has renamed before it sees them.
+# which leaves out every vocabulary that was not published, it does not convert a Qwen without
+# layers that guess further tokens unless told so, and of some models it asks for keys that a
+# transformers that knows them has renamed before it sees them.
 CONVERTER = """
 import json, runpy, sys, traceback
 source, jobs = sys.argv[1], json.loads(sys.argv[2])
@@ -82,6 +83,7 @@ def load_hparams(folder, *form):
     return understood(folder, *form)
 
 ModelBase.load_hparams = staticmethod(load_hparams)
+conversion.qwen._QwenMtpMixin.no_mtp = True
 def every(kind):
     yield kind
     for below in kind.__subclasses__():
@@ -106,7 +108,7 @@ def is_representable(variant: tiny.Variant) -> bool:
     """Whether llama.cpp has a way to say what this checkpoint is."""
     config = variant.config
     if family := tiny.FAMILIES.get(variant.model_type):
-        return variant.name in family.llamacpp
+        return variant.name in family.llamacpp + family.misread
     if variant.model_type in ("granitemoehybrid", "bamba"):
         return not config["mamba_proj_bias"]
     if variant.model_type == "gated_deltanet" or config["use_bias"]:
@@ -120,13 +122,15 @@ def is_representable(variant: tiny.Variant) -> bool:
 TINY = tuple(name for name, variant in tiny.VARIANTS.items() if is_representable(variant))
 # What their converter misreads: a Granite with rotary positions has none for it unless all layers
 # are attention, layers are not called as transformers 5 does it, and of Bamba's heads, which are
-# turned in part, it rearranges the whole. The files it makes of the last two load all the same.
+# turned in part, it rearranges the whole. The files it makes of the second and
+# third load all the same.
 MISREAD = ("granite-rope", "granite-q8", "bamba-grouped")
 AS_WRITTEN = tuple(
     name
     for name in TINY
     if (family := tiny.FAMILIES.get(tiny.VARIANTS[name].model_type)) and family.as_written
 )
+MISREAD += tuple(name for family in tiny.FAMILIES.values() for name in family.misread)
 # llama.cpp wants a bias of the convolution. Our converter writes zeros, theirs nothing.
 BIASED = tuple(
     name

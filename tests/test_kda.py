@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-import kda_layouts
 import keelback
 import tiny
 import tiny_layouts
 from keelback.convert import convert
 from keelback.kernels.formats.gguf import GGUF
 from rewriting import rewritten, tensor
+from tiny_files import raw
 
 KIMI, LING = "kimi-groups", "ling-hub"
 
 
 def logits(path: Path, name: str) -> np.ndarray:
     kept = {"cache_type_k": "f32", "cache_type_v": "f32"}
-    model = keelback.Model(path, backend="numpy", notice=lambda text: None, **kept)
+    model = keelback.Model(path, threads=1, notice=lambda text: None, **kept)
     return model.forward(tiny.ids(name, 12), logits="all")[0]
 
 
@@ -163,20 +163,22 @@ def test_limits_of_zero_are_none(tiny_file, tmp_path):
 # ---- checkpoints
 
 
-@pytest.mark.parametrize("name", kda_layouts.LAYOUTS)
-def test_a_layout_gives_the_file_of_its_model(tiny_file, tmp_path, name):
-    layout = kda_layouts.LAYOUTS[name]
-    folder = tmp_path / layout.variant
-    path = convert(tiny_layouts.write(layout, folder), tmp_path / "out.gguf", "f32")
-    assert path.read_bytes() == tiny_file(layout.variant, "f32").read_bytes()
-
-
-def test_layers_that_guess_further_are_left_out_with_a_line(tmp_path):
-    layout = kda_layouts.LAYOUTS["ling, layers that guess further"]
-    said: list[str] = []
-    checkpoint = tiny_layouts.write(layout, tmp_path / "ling")
-    convert(checkpoint, tmp_path / "out.gguf", "f32", said.append)
-    assert any("2 tensors that are no part of the language model" in line for line in said)
+@pytest.mark.parametrize(("counted", "left"), [(1, 2), (0, 0)])
+def test_layers_that_guess_further_are_left_out_where_they_are_counted(tmp_path, counted, left):
+    names = [f"model.layers.4.{name}.weight" for name in ("eh_proj", "attention.q_proj")]
+    layout = tiny_layouts.Layout(
+        LING,
+        lambda theirs: theirs | {"num_nextn_predict_layers": counted},
+        lambda theirs: theirs | {name: raw(np.ones((3, 5), np.float32)) for name in names},
+    )
+    checkpoint, said = tiny_layouts.write(layout, tmp_path / "ling"), []
+    if left:
+        convert(checkpoint, tmp_path / "out.gguf", "f32", said.append)
+        line = f"{left} tensors that are no part of the language model are left out"
+        assert any(text.startswith(line) for text in said)
+    else:
+        with pytest.raises(keelback.UnsupportedModel, match="2 tensors have no place"):
+            convert(checkpoint, tmp_path / "out.gguf", "f32", said.append)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ import tiny_layouts
 from keelback.convert import convert
 from keelback.kernels.formats.gguf import GGUF
 from tiny_layouts import LAYOUTS
+
+for file in sorted(Path(__file__).parent.glob("layouts_*.py")):
+    LAYOUTS |= importlib.import_module(file.stem).LAYOUTS
 
 GOLDEN = Path(__file__).parent / "golden"
 TOLERANCE = 1e-4

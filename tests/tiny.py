@@ -49,7 +49,9 @@ class Family:
     variants   (name, hidden_size, vocab_size, what is replaced: also fields of Variant)
     in_memory  tensors on disk -> the same as the reference names and arranges them in memory
     llamacpp   variants that llama.cpp runs with the same logits, from our file and from its own
+    misread    variants that it runs from our file alone: its converter makes other models of them
     said       variants of which the converter says that only keelback runs them
+    intervals  ends of names -> what tensors are drawn from, where it is not what others are
     as_written whether llama.cpp's converter has to read config.json without transformers
     """
 
@@ -59,7 +61,9 @@ class Family:
     variants: list[tuple[str, int, int, dict[str, Any]]]
     in_memory: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda tensors: tensors
     llamacpp: tuple[str, ...] = ()
+    misread: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
+    intervals: tuple[tuple[tuple[str, ...], float, float], ...] = ()
     as_written: bool = False
 
 
@@ -300,7 +304,8 @@ def _draw(variant: Variant, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One tensor in float32, from a stream of its own so that it never depends on the others."""
     rng = np.random.RandomState(zlib.crc32(f"{variant.name}/{name}".encode()))
     low, high = -math.sqrt(3 / shape[-1]), math.sqrt(3 / shape[-1])  # variance 1 / fan_in
-    for ends, *interval in _INTERVALS:
+    family = FAMILIES.get(variant.model_type)
+    for ends, *interval in (*(family.intervals if family else ()), *_INTERVALS):
         if name.endswith(ends):
             low, high = interval
             break
