@@ -14,6 +14,7 @@ from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .delta import FLA, add_mixer
+from .layers import add_linear
 from .mamba import add_ends
 from .plan import Part, Plan
 
@@ -23,10 +24,6 @@ MODEL_TYPES = ("gated_deltanet",)
 def plan(checkpoint: Checkpoint) -> Plan:
     """Names, shapes and transforms of every tensor."""
     config = checkpoint.config
-    if config.get("attn"):
-        raise UnsupportedModel(
-            f"{config.path}: attn names attention layers, which keelback cannot run yet"
-        )
     if config.get("attnres_block_size"):
         raise UnsupportedModel(
             f"{config.path}: attnres_block_size asks for residuals that attend to earlier layers, "
@@ -35,15 +32,69 @@ def plan(checkpoint: Checkpoint) -> Plan:
     for key in ("hidden_act", "output_gate_activation"):
         config.one_of(key, "swish", "swish", "silu")
     down_proj = checkpoint.require("model.layers.0.mlp.down_proj.weight")
-    result = Plan("gated-deltanet", _keys(config, Part(down_proj).width))
+    attention = _attention_layers(config)
+    keys = {**_keys(config, Part(down_proj).width), **_attention_keys(config, attention)}
+    result = Plan("gated-deltanet", keys)
     result.remark(
-        "for keelback only: llama.cpp has no architecture for Gated DeltaNet without attention"
+        "for keelback only: llama.cpp has no architecture for Gated DeltaNet of "
+        "flash-linear-attention"
     )
     add_ends(result, checkpoint, "model.embeddings.weight", "model.norm.weight")
     for i in range(config.count("num_hidden_layers")):
-        _add_mixer(result, checkpoint, i)
+        if i in attention:
+            _add_attention(result, checkpoint, i)
+        else:
+            _add_mixer(result, checkpoint, i)
         _add_mlp(result, checkpoint, i)
     return result
+
+
+def _attention_layers(config: Config) -> dict[int, Config]:
+    """What `attn` says of each layer that has attention: for all alike, or a list for several."""
+    given, layers = config.get("attn", []), config.count("num_hidden_layers")
+    found: dict[int, Config] = {}
+    for values in given if isinstance(given, list) else [given]:
+        places = values.get("layers") if isinstance(values, dict) else None
+        if not isinstance(places, list) or any(type(i) is not int for i in places):
+            raise InvalidFile(f"{config.path}: attn names no list of layers")
+        for i in places:
+            if i in found or not 0 <= i < layers:
+                raise InvalidFile(
+                    f"{config.path}: attn names layer {i} of {layers}, or names it twice"
+                )
+            found[i] = Config(config.path, values)
+    return found
+
+
+def _attention_keys(config: Config, attention: dict[int, Config]) -> dict[str, Any]:
+    if not attention:
+        return {"attention.head_count": 0}
+    layers, d_model = config.count("num_hidden_layers"), config.count("hidden_size")
+    heads, key_heads, windows = [0] * layers, [0] * layers, [0] * layers
+    for i, given in attention.items():
+        heads[i] = given.count("num_heads")
+        key_heads[i] = given.count("num_kv_heads", heads[i])
+        if heads[i] % key_heads[i] or d_model % (2 * heads[i]):
+            raise InvalidFile(
+                f"{config.path}: {heads[i]} heads of attn do not go with its num_kv_heads "
+                f"{key_heads[i]} and hidden_size {d_model}"
+            )
+        windows[i] = 0 if given.get("window_size") is None else given.count("window_size")
+    thetas = {given.number("rope_theta", 10000.0) for given in attention.values()}
+    sizes = {window for window in windows if window}
+    if len(thetas) > 1 or len(sizes) > 1:
+        raise UnsupportedModel(
+            f"{config.path}: attn gives layers several values of rope_theta or window_size; "
+            "keelback runs one of each"
+        )
+    keys = {
+        "attention.head_count": heads, "attention.head_count_kv": key_heads,
+        "rope.freq_base": thetas.pop(),
+    }  # fmt: skip
+    if sizes:
+        keys["attention.sliding_window"] = sizes.pop()
+        keys["attention.sliding_window_pattern"] = [window > 0 for window in windows]
+    return keys
 
 
 def _keys(config: Config, d_ff: int) -> dict[str, Any]:
@@ -59,7 +110,6 @@ def _keys(config: Config, d_ff: int) -> dict[str, Any]:
         "embedding_length": config.count("hidden_size"),
         "block_count": config.count("num_hidden_layers"),
         "feed_forward_length": d_ff,
-        "attention.head_count": 0,
         "attention.layer_norm_rms_epsilon": config.number("norm_eps", 1e-6),
         "ssm.inner_size": heads * int(d_value),
         "ssm.state_size": d_key,
@@ -80,6 +130,16 @@ def _add_mixer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     if not result.keys["ssm.use_gate"]:
         del names["attn_gate"]
     add_mixer(result, checkpoint, f"model.layers.{i}.attn", f"blk.{i}", names)
+
+
+def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    keys, attn, blk = result.keys, f"model.layers.{i}.attn", f"blk.{i}"
+    d_model = keys["embedding_length"]
+    shared = d_model // keys["attention.head_count"][i] * keys["attention.head_count_kv"][i]
+    for name, gguf, rows in (
+        ("q", "q", d_model), ("k", "k", shared), ("v", "v", shared), ("o", "output", d_model),
+    ):  # fmt: skip
+        add_linear(result, checkpoint, f"{attn}.{name}_proj", f"{blk}.attn_{gguf}", rows, d_model)
 
 
 def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:

@@ -58,6 +58,7 @@ _CLASSES = {
 _OUTER = ("model.", "backbone.", "language_model.", "text_model.", "module.", "_orig_mod.")
 _INNER = (
     "embeddings", "embed_tokens", "word_embeddings", "layers", "norm_f", "norm", "final_layernorm",
+    "embedding_norm",
 )  # fmt: skip
 #: Types whose tensors transformers calls `backbone.`; those of others are `model.`.
 _BACKBONES = ("mamba", "falcon_mamba", "mamba2")

@@ -93,10 +93,11 @@ def add_ends(
     embedding: str,
     norm: str,
     function: Callable[[np.ndarray], np.ndarray] | None = None,
+    target: str = "output_norm.weight",
 ) -> None:
     """The embedding, the last norm, and the output matrix unless it is the embedding again.
 
-    function: what is applied to the norm's weight.
+    function: what is applied to the norm's weight. target: what llama.cpp calls it.
     """
     d_model = result.keys["embedding_length"]
     table = checkpoint.require(embedding)
@@ -105,7 +106,7 @@ def add_ends(
     result.keys["vocab_size"] = vocabulary
     result.add("token_embd.weight", (vocabulary, d_model), table)
     last = Part(checkpoint.require(norm, d_model), function=function)
-    result.add("output_norm.weight", (d_model,), last)
+    result.add(target, (d_model,), last)
     # Where config says that it is a matrix of its own, the embedding would not do for it.
     own = checkpoint.config.get("tie_word_embeddings") is False
     take = checkpoint.require if own else checkpoint.find

@@ -1,14 +1,20 @@
-"""Gated DeltaNet: its mixer and a gated MLP in every layer, no attention (arXiv 2412.06464)."""
+"""Gated DeltaNet (arXiv 2412.06464): its mixer and a gated MLP in every layer.
+
+Source: the model `gated_deltanet` of flash-linear-attention. In some layers of some checkpoints
+attention stands in place of the mixer: where `attention.head_count_kv` is not 0.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ..kernels.rotary import halves
 from . import delta
-from .blocks import gated_mlp
+from .blocks import attend, gated_mlp, queries_keys_values
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
+from .rope import rotate
 
 ARCHITECTURE = "gated-deltanet"
 
@@ -17,12 +23,32 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
     """Return the logits of the rows that were asked for: (R, vocabulary)."""
     d_model = p.count("embedding_length")
     d_ff = p.count("feed_forward_length")
+    layers = p.count("block_count")
     eps = p.number("attention.layer_norm_rms_epsilon")
     h = g.embedding(w.token_embd, width=d_model)
-    for i in range(p.count("block_count")):
+    for i, key_heads in enumerate(p.per_layer("attention.head_count_kv", layers, 0)):
         blk = w.blk[i]
-        h = g.add(h, delta.mixer(g, p, blk, i, g.rms_norm(h, blk.attn_norm, eps=eps), eps=eps))
+        x = g.rms_norm(h, blk.attn_norm, eps=eps)
+        if key_heads:
+            h = g.add(h, _attention(g, p, w, i, x, key_heads))
+        else:
+            h = g.add(h, delta.mixer(g, p, blk, i, x, eps=eps))
         x = g.rms_norm(h, blk.ffn_norm, eps=eps)
         y = gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
         h = g.add(h, y)
     return logits(g, h, w, eps)
+
+
+def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads: int) -> Value:
+    """x: the normalised residual stream (T, D). Returns what layer i adds to it, (T, D)."""
+    d_model, layers = p.count("embedding_length"), p.count("block_count")
+    heads = p.per_layer("attention.head_count", layers)[i]
+    d_head = p.divide(d_model, "attention.head_count", heads)
+    q, k, v = queries_keys_values(g, w.blk[i], x, d_model, *2 * [key_heads * d_head])
+    q = rotate(g, p, w, q, heads=heads, count=d_head, pairs=halves)
+    k = rotate(g, p, w, k, heads=key_heads, count=d_head, pairs=halves)
+    slides = p.flags("attention.sliding_window_pattern", layers)
+    window = p.count("attention.sliding_window", 0) if slides is None or slides[i] else 0
+    scale = d_head**-0.5
+    y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=scale, window=window)
+    return g.linear(y, w.blk[i].attn_output, width=d_model)

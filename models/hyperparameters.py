@@ -64,21 +64,14 @@ class Hyperparameters:
             raise self._bad(key, value, "a text")
         return value
 
-    def per_layer(self, key: str, layers: int) -> list[int]:
+    def per_layer(self, key: str, layers: int, default: Any = _REQUIRED) -> list[int]:
         """Whole numbers from 0 to LARGEST_DIMENSION, one a layer; a single one counts for all."""
-        value = self._get(key, _REQUIRED)
+        value = self._get(key, default)
         values = value.tolist() if isinstance(value, np.ndarray) else [value] * layers
         fits = all(type(n) is int and 0 <= n <= LARGEST_DIMENSION for n in values)
         if not fits or len(values) != layers:
             raise self._bad(key, value, f"{layers} whole numbers from 0 to {LARGEST_DIMENSION}")
         return values
-
-    def heads(self, layer: int) -> int:
-        """Heads of a layer's mixer: `attention.head_count`, one number or one a layer."""
-        count = self.per_layer("attention.head_count", self.count("block_count"))[layer]
-        if not count:
-            raise self._bad("attention.head_count", count, "a whole number above zero")
-        return count
 
     def flags(self, key: str, layers: int) -> list[bool] | None:
         """True or false for each layer; None where the file does not say."""
@@ -89,9 +82,16 @@ class Hyperparameters:
             raise self._bad(key, value, f"{layers} times true or false")
         return value.tolist()
 
+    def heads(self, layer: int) -> int:
+        """Heads of a layer's mixer: `attention.head_count`, one number or one a layer."""
+        count = self.per_layer("attention.head_count", self.count("block_count"))[layer]
+        if not count:
+            raise self._bad("attention.head_count", count, "a whole number above zero")
+        return count
+
     def divide(self, whole: int, key: str, parts: int) -> int:
         """`whole / parts` where a key's value has to divide evenly."""
-        if whole % parts:
+        if not parts or whole % parts:
             raise self._bad(key, parts, f"a divisor of {whole}")
         return whole // parts
 

@@ -13,7 +13,7 @@ which needs two things, both done below before the library is imported: TRITON_I
 environment, and an autotuner that takes its first configuration, since timing the candidates
 needs a GPU driver (their results differ in rounding at most). The library's chunk kernel does not
 run there, but for 64 tokens or fewer outside training it takes its fused_recurrent kernel anyway,
-hence the limit on --length.
+hence the limit on --length. Nor does flash-attn; `use_plain_attention` says what stands in for it.
 
 Every file holds `ids` (n,), `logits` (n, n_vocab) float32 of one call over all the ids, `made`
 (how, with which versions, and how far the same model is from itself one token at a time) and
@@ -56,6 +56,38 @@ def use_triton_interpreter() -> None:
 
     # A single candidate is never timed, and timing is the part that needs a GPU.
     Autotuner.prune_configs = lambda self, kwargs: self.configs[:1]
+
+
+def use_plain_attention() -> None:
+    """Let flash-linear-attention's layers of attention run without flash-attn, which needs a GPU.
+
+    Put in its place is `plain_attention`: what is kept, turned and cut into heads around it remains
+    the library's own.
+    """
+    from fla.layers import attn
+
+    attn.flash_attn_func = plain_attention
+
+
+def plain_attention(q: Any, k: Any, v: Any, causal: bool, window_size: tuple[int, int]) -> Any:
+    """flash_attn_func by its documentation, from torch's own attention: (B, T, H, D) each.
+
+    The last row of q stands beside the last one of k. A row reads the keys up to its place, from
+    `window_size[0]` before it on where that is not negative.
+    """
+    import torch
+
+    assert causal and window_size[1] in (-1, 0)
+    places, keys = (
+        torch.arange(k.shape[1] - q.shape[1], k.shape[1])[:, None],
+        torch.arange(k.shape[1]),
+    )
+    seen = keys <= places
+    if window_size[0] >= 0:
+        seen &= keys >= places - window_size[0]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(q, k, v, attn_mask=seen, enable_gqa=True).transpose(1, 2)
 
 
 def versions(family: str) -> str:
@@ -174,6 +206,8 @@ def main() -> None:
     if "gated_deltanet" in families:
         use_triton_interpreter()
         import fla  # noqa: F401  (registers the model type with transformers)
+
+        use_plain_attention()
     GOLDEN.mkdir(exist_ok=True)
     names = [n for n, variant in tiny.VARIANTS.items() if variant.model_type in families]
     log.info("%d checkpoints, %d bytes", len(names), sum(make(n, args.length) for n in names))

@@ -246,6 +246,13 @@ _add("gated_deltanet", "gdn-bf16", 40, 67, num_heads=4, head_dim=10, expand_v=1,
 
 _add("gated_deltanet", "gdn-noconv", 40, 61, num_heads=2, head_dim=12, num_v_heads=4,
      use_short_conv=False)
+# The window is in one layer of attention and not in the other.
+_add("gated_deltanet", "gdn-attn", 40, 61, num_heads=2, head_dim=12, num_hidden_layers=3,
+     attn={"layers": [1], "num_heads": 4, "num_kv_heads": 2, "window_size": 7, "qkv_bias": True})
+_add("gated_deltanet", "gdn-attns", 48, 67, num_heads=2, head_dim=12, num_v_heads=4, expand_v=1,
+     num_hidden_layers=4, tie_word_embeddings=True,
+     attn=[{"layers": [0], "num_heads": 6, "num_kv_heads": 3, "rope_theta": 300.0},
+           {"layers": [2], "num_heads": 4, "window_size": 12, "rope_theta": 300.0}])
 _add("gated_deltanet", "gdn-float8", 40, 61, num_heads=2, head_dim=12, float8=(4096, 4096))
 
 _add("granitemoehybrid", "granite-dense", 40, 61, num_attention_heads=5, num_key_value_heads=1,
@@ -294,7 +301,7 @@ _INTERVALS = (
 # What a layer adds stays near the size of the embeddings: rounding is then not amplified from
 # layer to layer, and the stream remains small enough for a wrong norm eps to show.
 _BRANCH_ENDS = (
-    "out_proj.weight", "o_proj.weight", "down_proj.weight", "output_linear.weight", ".w2.weight",
+    "out_proj.weight", "o_proj.weight", "down_proj.weight", "output_linear.weight", "w2.weight",
     ".dense.weight",
 )  # fmt: skip
 _BRANCH_GAIN = 0.25
