@@ -1,4 +1,4 @@
-"""Kimi Linear and Ling 3.0: what is in their files, other forms of them, and what is refused."""
+"""Kimi Linear, Ling 3.0 and KDA alone: their files, other forms of them, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keelback.kernels.formats.gguf import GGUF
 from rewriting import rewritten, tensor
 from tiny_files import raw
 
-KIMI, LING = "kimi-groups", "ling-hub"
+KIMI, LING, KDA = "kimi-groups", "ling-hub", "kda-shared"
 
 
 def logits(path: Path, name: str) -> np.ndarray:
@@ -145,6 +145,8 @@ def test_layers_that_guess_further_tokens_stay_unread(tiny_file, tmp_path):
         (LING, "kda.gate_lower_bound", 5, "not a number below zero"),
         (LING, "swiglu_clamp_exp", [0, 0, 0, 7], "has values under bailingmoe3.swiglu_clamp_exp"),
         (LING, "rope.dimension_sections", [1, 1, 1, 0], "bailingmoe3.rope.dimension_sections"),
+        (KDA, "ssm.inner_size", 47, "head_count is 4, not a divisor of 47"),
+        (KDA, "ssm.group_count", 3, r"blk\.0\.attn_q"),
     ],
 )
 def test_files_whose_keys_do_not_fit_get_a_sentence(tiny_file, tmp_path, name, key, value, said):
@@ -186,6 +188,7 @@ def test_layers_that_guess_further_are_left_out_where_they_are_counted(tmp_path,
     [
         ("kimi-saved", ["an epsilon of 1e-06", "other heads", "short rows", "add up to one"]),
         ("ling-unbounded", ["an epsilon of 1e-06", "no lower bound"]),
+        (KDA, ["no architecture for KDA"]),
         (KIMI, []),
         (LING, []),
     ],
@@ -220,6 +223,11 @@ def test_what_only_keelback_runs_is_said(tmp_path, name, sentences):
         (LING, {"kda_lower_bound": 5}, "kda_lower_bound is 5, not a number below zero"),
         (LING, {"expert_swiglu_limit_list": [None, 0, 0, 7]}, "expert_swiglu_limit_list limits"),
         (LING, {"mrope_section": [1, 1, 1]}, "mrope_section gives"),
+        (KDA, {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        (KDA, {"attnres_block_size": 2}, "attnres_block_size asks"),
+        (KDA, {"num_v_heads": 3}, "3 value heads of 12.0 do not go with num_heads 2"),
+        (KDA, {"expand_v": 1.3}, "do not go with num_heads 2"),
+        (KDA, {"lower_bound": 0}, "lower_bound is 0, not a number below zero"),
         (LING, {"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "rope_type is 'dynamic'"),
         (
             LING,
