@@ -30,7 +30,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     d_head = config.count("linear_head_dim" if anew else "head_dim")
     taps = config.count("short_conv_kernel_size", 4)
     rate = positive_exp if safe else negative_exp
-    delta = Delta(heads, d_head, taps, ("_proj",), rate, (heads, 1), heads, d_head)
+    delta = Delta(heads, d_head, heads, d_head, taps, ("_proj",), rate, (heads, 1))
     keys = model_keys(checkpoint, delta)
     keys |= {
         # partial_rotary_factor says nothing here: qk_rope_head_dim does.

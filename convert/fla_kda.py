@@ -52,16 +52,14 @@ def _delta(config: Config, bounded: bool) -> Delta:
         raise InvalidFile(
             f"{config.path}: {heads} value heads of {d_value} do not go with num_heads {key_heads}"
         )
-    return Delta(
-        heads, d_key, config.count("conv_size", 4) if config.flag("use_short_conv", True) else None,
-        ("_proj.0", "_proj.1"), positive_exp if bounded else negative_exp, (heads, 1),
-        key_heads, int(d_value),
-    )  # fmt: skip
+    taps = config.count("conv_size", 4) if config.flag("use_short_conv", True) else None
+    gates, rate = ("_proj.0", "_proj.1"), positive_exp if bounded else negative_exp
+    return Delta(heads, int(d_value), key_heads, d_key, taps, gates, rate, (heads, 1))
 
 
 def _keys(delta: Delta, negative: bool) -> dict[str, Any]:
     keys: dict[str, Any] = {
-        "kda.head_dim": delta.d_head,
+        "kda.head_dim": delta.d_key,
         "ssm.group_count": delta.key_heads,
         "ssm.inner_size": delta.heads * delta.d_value,
         "ssm.allow_neg_eigval": negative,

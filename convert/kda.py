@@ -31,19 +31,21 @@ _SIGMOID = 2
 class Delta:
     """Sizes of the layers of delta attention, and the form their parameters have.
 
-    taps     of the convolutions; None where there are none
-    gates    ends of the names of the matrices, one or two behind each other, that each gate has
-    rate     what A_log becomes, and the shape it has then in llama.cpp's files
+    heads, d_value       heads and their values
+    key_heads, d_key     keys and queries, which several heads may share
+    taps                 of the convolutions; None where there are none
+    gates                how names of the one or two matrices end that a gate has
+    rate, shape          what A_log becomes, and the shape it has then in llama.cpp's files
     """
 
     heads: int
-    d_head: int
+    d_value: int
+    key_heads: int
+    d_key: int
     taps: int | None
     gates: tuple[str, ...]
     rate: Callable[[np.ndarray], np.ndarray]
     shape: tuple[int, ...]
-    key_heads: int
-    d_value: int
 
 
 def model_keys(checkpoint: Checkpoint, delta: Delta) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def model_keys(checkpoint: Checkpoint, delta: Delta) -> dict[str, Any]:
         "attention.value_length_mla": config.count("v_head_dim"),
         "rope.dimension_count": turned,
         "ssm.conv_kernel": delta.taps,
-        "kda.head_dim": delta.d_head,
+        "kda.head_dim": delta.d_key,
         **_expert_keys(checkpoint, config, layers),
     }
     if delta.heads != heads:
@@ -146,7 +148,7 @@ def add_layer(
 
 def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, delta: Delta) -> None:
     """Delta attention: three projections and convolutions, decays, strengths and output gate."""
-    d_model, d_key = result.keys["embedding_length"], delta.d_head
+    d_model, d_key = result.keys["embedding_length"], delta.d_key
     d_inner, keys = delta.heads * delta.d_value, delta.key_heads * d_key
     for part, width in (("q", keys), ("k", keys), ("v", d_inner)):
         hf, gguf = f"{mixer}.{part}_proj", f"{blk}.attn_{part}"

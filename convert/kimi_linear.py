@@ -26,7 +26,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     demand(config, {"mla_use_nope": True, "attention_bias": False})
     heads, d_head, taps = _sizes(config)
     gates, shape = ("_a_proj", "_b_proj"), (1, 1, heads, 1)
-    delta = Delta(heads, d_head, taps, gates, negative_exp, shape, heads, d_head)
+    delta = Delta(heads, d_head, heads, d_head, taps, gates, negative_exp, shape)
     keys = model_keys(checkpoint, delta)
     if config.get("rope_theta") is not None:
         # Nothing is turned; llama.cpp's converter writes it all the same.

@@ -13,6 +13,8 @@ import keelback
 import tiny
 import tiny_layouts
 from keelback.convert import convert
+from keelback.convert.checkpoint import Checkpoint
+from keelback.convert.source import Transposed
 from keelback.kernels.formats.gguf import GGUF
 from rewriting import rewritten, tensor
 from tiny_files import raw
@@ -34,6 +36,14 @@ def test_keys_and_values_are_taken_apart_by_head(tiny_file):
     both = tiny.weights(KIMI)["model.layers.3.self_attn.kv_b_proj.weight"].reshape(4, 18, 16)
     assert np.array_equal(tensor(path, "blk.3.attn_k_b.weight"), both[:, :8].swapaxes(1, 2))
     assert np.array_equal(tensor(path, "blk.3.attn_v_b.weight"), both[:, 8:])
+
+
+@pytest.mark.parametrize("rows", [slice(5, 40), slice(60, 99), np.array([63, 0, 17])])
+def test_a_matrix_on_its_side_is_read_in_any_pieces(tmp_path, rows):
+    name = "model.layers.3.self_attn.kv_b_proj.weight"
+    source = Checkpoint(tiny.write_checkpoint(KIMI, tmp_path)).require(name, 72, 16)
+    whole = tiny.weights(KIMI)[name].reshape(4, 18, 16)[:, :8].swapaxes(1, 2).reshape(64, 8)
+    assert np.array_equal(Transposed(source, 4, 8).read(rows), whole[rows])
 
 
 @pytest.mark.parametrize(
