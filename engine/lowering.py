@@ -149,7 +149,7 @@ class _Lowering:
                 touched.append((span, slot == 0 or operand.kind in (Kind.STATE, Kind.CACHE)))
         shared = node.op.partials(node.operands, node.attributes)
         if any(shared):
-            self.partials = tuple(map(max, self.partials, shared))
+            self.partials = max(self.partials[0], shared[0]), max(self.partials[1], shared[1])
             touched.append((Span(table.SHARED, 0, 1), True))
         numbers = _attributes(node.op, node.attributes)
         record[table.ATTRIBUTES : table.ATTRIBUTES + len(numbers)] = numbers

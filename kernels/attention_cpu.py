@@ -29,8 +29,9 @@ from .access import (
     width,
 )
 from .attention import QUERIES, SPAN, TILE, padded, record_floats
+from .attention_tiles import LARGEST, TOTAL, WHOLE_LARGEST, WHOLE_TOTAL, tile_of
 from .elementary import exp
-from .grids import CELLS, load_scaled, products, store_grid, store_sums, weighted
+from .halves import store_half, store_halves
 from .intrinsics import (
     LANES,
     absolute,
@@ -40,31 +41,23 @@ from .intrinsics import (
     max_lanes,
     maximum,
     nearest,
-    prefetch,
     splat,
     store,
     store_bytes,
     store_first,
-    store_half,
-    store_halves,
-    sum_lanes,
 )
-from .jit import inline, kernel, outlined
+from .jit import inline, kernel
 from .processor import atomic_add
 from .strips import first_lane
-from .tiles import zeros
 
 OUT, X, CACHE = 0, 1, 2
 Q, KEYS, VALUES = 1, 2, 3
 FLOAT = 4
 ZERO, INFINITY, BYTE_MAX = np.float32(0), np.float32(np.inf), np.float32(127)
 BYTE_INVERSE = np.float32(1 / 127)
-#: Vectors of values that a grid of queries meets at once.
-ABREAST = 4
 #: Floats of a thread's scratch memory in front of queries and outputs: scores of four queries, and
 #: five numbers of every query.
 SCORES, STATS = 4 * TILE, 5 * QUERIES
-LARGEST, TOTAL, KEPT, WHOLE_LARGEST, WHOLE_TOTAL = range(5)
 
 whole_vectors, record = inline(padded), inline(record_floats)
 
@@ -114,98 +107,6 @@ def put_bytes(source, target, columns):
         store_bytes(target + 2, nearest(low * inverse))
         store_bytes(target + 2 + LANES, nearest(high * inverse))
         source, target = source + FLOAT * 32, target + 34
-
-
-# ---- a tile of tokens
-
-
-@inline
-def fetch(address, count):
-    """Ask for `count` bytes, which will be wanted soon."""
-    for line in range(0, count, 64):
-        prefetch(address + line)
-
-
-@inline
-def weigh(scores, low, high, stats, query):
-    """Replace scores by exp(score - largest) and carry the largest and the sum of a query on."""
-    for token in range(low):
-        f32(scores)[token] = -INFINITY
-    for token in range(high, TILE):
-        f32(scores)[token] = -INFINITY
-    best = maximum(load(scores), load(scores + FLOAT * LANES))
-    best = maximum(best, load(scores + FLOAT * 2 * LANES))
-    best = maximum(best, load(scores + FLOAT * 3 * LANES))
-    before = f32(stats)[LARGEST * QUERIES + query]
-    # Not max(), which could lose a NaN.
-    largest = max_lanes(maximum(best, splat(before)))
-    total = splat(ZERO)
-    for token in range(0, TILE, LANES):
-        at = scores + FLOAT * token
-        value = exp(load(at) - largest)
-        store(at, value)
-        if low == 0 and high == TILE:
-            total = total + value
-    if low != 0 or high != TILE:
-        # exp does not come down to zero.
-        for token in range(low):
-            f32(scores)[token] = ZERO
-        for token in range(high, TILE):
-            f32(scores)[token] = ZERO
-        for token in range(0, TILE, LANES):
-            total = total + load(scores + FLOAT * token)
-    kept = first_lane(exp(splat(before - largest)))
-    f32(stats)[KEPT * QUERIES + query] = kept
-    f32(stats)[TOTAL * QUERIES + query] = f32(stats)[TOTAL * QUERIES + query] * kept + sum_lanes(
-        total
-    )
-    f32(stats)[LARGEST * QUERIES + query] = largest
-
-
-def _tile(key_kind, value_kind, queries):
-    """A function: `queries` queries of one row against the tokens low to high of a tile."""
-    together = CELLS // queries
-    meet, put, nothing = products(key_kind, queries), store_sums(queries), zeros(CELLS)
-    many, one = weighted(value_kind, queries, ABREAST), weighted(value_kind, queries, 1)
-    load_many, load_one = load_scaled(queries, ABREAST), load_scaled(queries, 1)
-    store_many, store_one = store_grid(queries, ABREAST), store_grid(queries, 1)
-
-    @outlined
-    def tile(op, scores, stats, query, q, out, d_key, d_value, keys, values, low, high, after):
-        q_step, out_step = FLOAT * d_key, FLOAT * d_value
-        key_step, value_step = stride(op, KEYS), stride(op, VALUES)
-        for token in range(low // together * together, high, together):
-            at, total = keys + token * key_step, nothing()
-            if after != 0:
-                fetch(values + token * value_step, together * value_step)
-            for index in range(d_key // LANES):
-                total = meet(total, q, q_step, at, key_step, index)
-            put(total, scores + FLOAT * token, FLOAT * TILE)
-        for i in range(queries):
-            weigh(scores + FLOAT * TILE * i, low, high, stats, query + i)
-        kept, vectors = stats + FLOAT * (KEPT * QUERIES + query), d_value // LANES
-        index = 0
-        while index + ABREAST <= vectors:
-            at = out + FLOAT * LANES * index
-            if after != 0:
-                share = TILE * key_step // vectors * ABREAST
-                fetch(after + index // ABREAST * share, share)
-            total = load_many(at, out_step, kept)
-            for token in range(low, high):
-                weights, row = scores + FLOAT * token, values + token * value_step
-                total = many(total, weights, FLOAT * TILE, row, index)
-            store_many(total, at, out_step)
-            index += ABREAST
-        while index < vectors:
-            at = out + FLOAT * LANES * index
-            rest = load_one(at, out_step, kept)
-            for token in range(low, high):
-                weights, row = scores + FLOAT * token, values + token * value_step
-                rest = one(rest, weights, FLOAT * TILE, row, index)
-            store_one(rest, at, out_step)
-            index += 1
-
-    return tile
 
 
 # ---- a unit: up to QUERIES queries of one key head
@@ -304,8 +205,9 @@ def collect(op, context, row, head, count, tokens, stats, whole, d_value):
             add_span(f32(at)[0], f32(at)[1], at + FLOAT * LANES, stats, query, target, d_value)
 
 
-def _attention(key_kind, value_kind):
-    four, two, single = (_tile(key_kind, value_kind, queries) for queries in (4, 2, 1))
+def _walk(key_kind, value_kind):
+    """A function: one span, for some rows with some queries each."""
+    four, two, single = (tile_of(key_kind, value_kind, queries) for queries in (4, 2, 1))
 
     @inline
     def row_tile(
@@ -358,8 +260,14 @@ def _attention(key_kind, value_kind):
                     row_tile(
                         op, scores, stats, row * count, count, q + FLOAT * d_key * row * count,
                         out + FLOAT * d_value * row * count, d_key, d_value, keys, values, low,
-                        high, after if row == 0 else 0,
+                        high, after,
                     )  # fmt: skip
+
+    return walk
+
+
+def _take(walk):
+    """A function: some rows through some spans."""
 
     @inline
     def take(op, context, scratch, sequence, row, many, key_head, head, count, first, last):
@@ -396,6 +304,12 @@ def _attention(key_kind, value_kind):
             for i in range(many):
                 at = whole + FLOAT * d_value * count * i
                 finish(op, context, row + i, head, count, stats, i * count, at, d_value)
+
+    return take
+
+
+def _attention(key_kind, value_kind):
+    take = _take(_walk(key_kind, value_kind))
 
     @kernel(f"attention.{key_kind}_{value_kind}")
     def attention(op, context, thread, threads):

@@ -55,7 +55,7 @@ def call_llvm(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
-def _splat(builder: ir.IRBuilder, value: ir.Value, count: int = LANES) -> ir.Value:
+def emit_splat(builder: ir.IRBuilder, value: ir.Value, count: int = LANES) -> ir.Value:
     vector = lanes_of(value.type, count)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
     return builder.shuffle_vector(
@@ -137,7 +137,7 @@ def opaque(_typing, value):
 def first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
     """A mask of the first `count` lanes."""
     numbers = ir.Constant(lanes_of(_I32), list(range(LANES)))
-    return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, _I32)))
+    return builder.icmp_signed("<", numbers, emit_splat(builder, builder.trunc(count, _I32)))
 
 
 def _masked_load(builder, address, element, name, count):
@@ -233,7 +233,7 @@ def splat(_typing, value):
     """16 copies of a float32."""
 
     def emit(context, builder, signature, args):
-        return _splat(builder, args[0])
+        return emit_splat(builder, args[0])
 
     return f32x16(types.float32), emit
 
@@ -376,54 +376,6 @@ def store_bytes(_typing, address, vector):
         return context.get_dummy_value()
 
     return types.void(types.int64, f32x16), emit
-
-
-@intrinsic
-def store_halves(_typing, address, vector):
-    """Round 16 floats to halves, to the nearest, ties to even, and store them."""
-
-    def emit(context, builder, signature, args):
-        halves = _narrow_f16(builder, args[1])
-        builder.store(halves, pointer_to(builder, args[0], halves.type), align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, f32x16), emit
-
-
-@intrinsic
-def store_half(_typing, address, value):
-    """Round a float to a half, to the nearest, ties to even, and store it."""
-
-    def emit(context, builder, signature, args):
-        halves = _narrow_f16(builder, _splat(builder, args[1]))
-        first = builder.extract_element(halves, _I32(0))
-        builder.store(first, pointer_to(builder, args[0], first.type), align=1)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.float32), emit
-
-
-def _narrow_f16(builder, vector):
-    """Floats as halves; without the instruction for it, by moving their bits."""
-    if isa().f16c:
-        return builder.fptrunc(vector, lanes_of(_F16))
-    bits = builder.bitcast(vector, lanes_of(_I32))
-    sign = builder.and_(builder.lshr(bits, ints(16)), ints(0x8000))
-    magnitude = builder.and_(bits, ints(0x7FFFFFFF))
-    odd = builder.and_(builder.lshr(magnitude, ints(13)), ints(1))
-    # Another bias of the exponent, and what rounds the bits that fall away.
-    rounded = builder.add(builder.add(magnitude, odd), ints(0xFFF - (112 << 23)))
-    normal = builder.lshr(rounded, ints(13))
-    # Added to a half, a number is rounded to a multiple of the least that a half can hold.
-    half = ir.Constant(lanes_of(_F32), [0.5] * LANES)
-    tiny = builder.fadd(builder.bitcast(magnitude, lanes_of(_F32)), half)
-    tiny = builder.sub(builder.bitcast(tiny, lanes_of(_I32)), builder.bitcast(half, lanes_of(_I32)))
-    value = builder.select(builder.icmp_unsigned("<", magnitude, ints(113 << 23)), tiny, normal)
-    huge = builder.icmp_unsigned(">=", magnitude, ints(143 << 23))
-    value = builder.select(huge, ints(0x7C00), value)
-    nan = builder.icmp_unsigned(">", magnitude, ints(255 << 23))
-    value = builder.select(nan, ints(0x7E00), value)
-    return builder.bitcast(builder.trunc(builder.or_(value, sign), lanes_of(_I16)), lanes_of(_F16))
 
 
 def stack(count: int) -> Any:
