@@ -52,6 +52,7 @@ class Family:
     misread    variants that it runs from our file alone: its converter makes other models of them
     said       variants of which the converter says that only keelback runs them
     intervals  ends of names -> what tensors are drawn from, where it is not what others are
+    as_written whether llama.cpp's converter has to read config.json without transformers
     """
 
     model_type: str
@@ -63,6 +64,7 @@ class Family:
     misread: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
     intervals: tuple[tuple[tuple[str, ...], float, float], ...] = ()
+    as_written: bool = False
 
 
 _COMMON: dict[str, Any] = {
