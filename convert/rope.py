@@ -11,6 +11,8 @@ from .config import Config
 
 #: YaRN's parameters: transformers' name, GGUF's.
 _YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
+#: Other magnitudes than that of YaRN's paper.
+_YARN_FACTORS = ("mscale", "mscale_all_dim", "attention_factor")
 
 
 def rope_of(config: Config) -> Config:
@@ -38,10 +40,13 @@ def rope_keys(config: Config, d_head: int, theta: float, part: float = 1.0) -> d
             f"{config.path}: partial_rotary_factor turns {count} values of {d_head}, not an even "
             "number of them"
         )
-    keys: dict[str, Any] = {
-        "rope.dimension_count": count, "rope.freq_base": rope.number("rope_theta", theta),
-    }  # fmt: skip
-    return {**keys, **_scaling(config, rope)}
+    return {"rope.dimension_count": count, **speed_keys(config, theta)}
+
+
+def speed_keys(config: Config, theta: float) -> dict[str, Any]:
+    """`rope_keys` without the number of values that are turned: how fast they turn."""
+    rope = rope_of(config)
+    return {"rope.freq_base": rope.number("rope_theta", theta), **_scaling(config, rope)}
 
 
 def _scaling(config: Config, rope: Config) -> dict[str, Any]:
@@ -57,10 +62,10 @@ def _scaling(config: Config, rope: Config) -> dict[str, Any]:
     keys: dict[str, Any] = {"rope.scaling.type": kind, "rope.scaling.factor": factor}
     if kind == "linear":
         return keys
-    if rope.get("mscale") is not None or rope.get("attention_factor") is not None:
+    if any(rope.get(key) is not None for key in _YARN_FACTORS):
         raise UnsupportedModel(
-            f"{config.path}: rope_parameters name mscale or attention_factor; keelback runs YaRN "
-            "with the factor of its paper"
+            f"{config.path}: rope_parameters name {', '.join(_YARN_FACTORS[:-1])} or "
+            f"{_YARN_FACTORS[-1]}; keelback runs YaRN with the factor of its paper"
         )
     if rope.get("truncate", True) is not True:
         raise UnsupportedModel(f"{config.path}: truncate is not true; keelback runs YaRN with it")

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..kernels.errors import InvalidInput
 from ..models.graph import Graph
-from .state import State
+from .state import Layout, State
 from .threads import CancelFlag
 from .weights import WeightStore
 
@@ -67,6 +67,7 @@ def make_backend(
     name: str,
     graph: Graph,
     weights: WeightStore,
+    layout: Layout,
     threads: int | None,
     notice: Callable[[str], None],
     progress: Progress | None = None,
@@ -80,7 +81,7 @@ def make_backend(
     if name == "cpu":
         from .cpu import CpuBackend
 
-        return CpuBackend(graph, weights, threads, notice, progress, admit)
+        return CpuBackend(graph, weights, layout, threads, notice, progress, admit)
     if name == "numpy":
         from .reference import NumpyBackend
 

@@ -87,6 +87,7 @@ _PLANNED = {
     "scratch": "scratch of all threads",
     "state": "states",
     "cache": "keys and values",
+    "shared": "sums that threads share",
     "copies": "states' copies, reading",
     "logits": "logits",
     "interpreter": "Python and kernels",

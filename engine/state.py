@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..kernels.attention import decode, encode
+from ..kernels.attention import TILE, decode, encode
 from ..kernels.errors import InvalidInput
 from ..kernels.formats.blocks import BY_NAME, F16, BlockFormat
 from ..models.graph import ALIGN, CacheRef, Graph, StateRef
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from .model import Model
 
 #: Tokens a page of the KV cache holds.
-PAGE_ROWS = 64
+PAGE_ROWS = TILE
+
+#: Rows of a forward up to which threads share the tokens that one row reads.
+SHARED_ROWS = 4
 
 #: Types of keys and values unless others are asked for.
 CACHE_TYPES = MappingProxyType({"k": F16, "v": F16})
@@ -50,6 +53,11 @@ class CachePlace:
     block: BlockFormat
     offset: int
     pitch: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a head's row that are not there to fill it up."""
+        return self.block.row_bytes(self.ref.d_head)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,11 @@ class Layout:
     def page_bytes(self) -> int:
         """Bytes of a page."""
         return PAGE_ROWS * self.bytes_per_token
+
+    @property
+    def type_names(self) -> dict[str, str]:
+        """Types of keys and values, by "k" and "v"; nothing where there are none."""
+        return {place.ref.kind: place.block.name.lower() for place in self.caches}
 
     def place(self, ref: CacheRef) -> CachePlace:
         """The place of a cache, or of a part of one."""
@@ -191,6 +204,7 @@ class CacheView:
         for i, row in enumerate(rows, self.position):
             page = self._rows(self._state.pages[i // PAGE_ROWS])
             page[:, i % PAGE_ROWS, : rows.shape[2]] = row
+            page[:, i % PAGE_ROWS, rows.shape[2] :] = 0
 
     def read(self, count: int) -> np.ndarray:
         """The first `count` rows of what is used: (count, heads * used) float32."""
@@ -199,7 +213,7 @@ class CacheView:
 
     def read_raw(self, count: int) -> np.ndarray:
         """The first `count` rows as they are stored: (count, heads, bytes) uint8."""
-        size, ref = self._place.block.row_bytes(self._ref.d_head), self._ref
+        size, ref = self._place.row_bytes, self._ref
         if not count:
             return np.zeros((0, ref.heads, size), np.uint8)
         pages = self._state.pages[: -(-count // PAGE_ROWS)]

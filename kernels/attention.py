@@ -10,9 +10,11 @@ import numpy as np
 from .formats.blocks import F32, Q8_0, BlockFormat
 from .op import CACHE, ROWS, Op, ShapeError
 
-#: Tokens whose scores are taken together. A sum runs over tiles in ascending order, and a tile
-#: begins at a multiple of this many tokens, so that it does not matter how the tokens arrived.
-TILE = 64
+#: Tokens whose scores are taken together, and tokens whose sums are. Sums go over both in ascending
+#: order, and both begin at multiples of their length: it does not matter how tokens arrived.
+TILE, SPAN = 64, 512
+#: Queries of a key head that go through a tile one after another.
+QUERIES = 16
 
 
 def encode(rows: np.ndarray, block: BlockFormat) -> np.ndarray:
@@ -25,22 +27,25 @@ def encode(rows: np.ndarray, block: BlockFormat) -> np.ndarray:
         kind = np.float32 if block is F32 else np.float16
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(rows.astype(kind)).view(np.uint8)
-    parts = rows.reshape(*rows.shape[:-1], -1, block.elements)
+    *outer, width = rows.shape
+    parts = rows.reshape(*outer, width // block.elements, block.elements)
     largest = np.abs(parts).max(axis=-1, keepdims=True)
     inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
     with np.errstate(over="ignore"):
         scales = (largest * np.float32(1 / 127)).astype(np.float16).view(np.uint8)
     q = np.rint(parts * inverse).astype(np.int8).view(np.uint8)
-    return np.concatenate([scales, q], axis=-1).reshape(*rows.shape[:-1], -1)
+    return np.concatenate([scales, q], axis=-1).reshape(*outer, block.row_bytes(width))
 
 
 def decode(data: np.ndarray, block: BlockFormat) -> np.ndarray:
     """What `encode` kept: (..., bytes) uint8 -> (..., D) float32."""
     if block is not Q8_0:
         return data.view(np.float32 if block is F32 else np.float16).astype(np.float32)
-    parts = data.reshape(*data.shape[:-1], -1, block.nbytes)
+    *outer, size = data.shape
+    parts = data.reshape(*outer, size // block.nbytes, block.nbytes)
     scales = np.ascontiguousarray(parts[..., :2]).view(np.float16).astype(np.float32)
-    return (scales * parts[..., 2:].view(np.int8)).reshape(*data.shape[:-1], -1)
+    values = scales * parts[..., 2:].view(np.int8)
+    return values.reshape(*outer, size // block.nbytes * block.elements)
 
 
 def store_shape(x: Any, cache: Any) -> int:
@@ -102,6 +107,27 @@ def attention(
     return np.array(out, np.float32)
 
 
+def padded(width: int) -> int:
+    """Floats of whole vectors that hold `width`."""
+    return (width + 15) // 16 * 16
+
+
+def record_floats(d_value: int) -> int:
+    """What a span leaves of a head: the largest score, the sum of weights, and the output."""
+    return 16 + d_value
+
+
+def _scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], rows: int) -> int:
+    """Bytes: scores, five numbers a query, queries, and outputs of a span and of all spans."""
+    d_key, d_value = (padded(operands[slot].used) for slot in ("keys", "values"))
+    return 4 * (4 * TILE + QUERIES * (5 + d_key + 2 * d_value))
+
+
+def _partials(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> tuple[int, int]:
+    heads = attributes["heads"]
+    return heads, heads * 4 * record_floats(padded(operands["values"].used))
+
+
 def _types(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
     """Kernels are chosen by the types of the caches."""
     caches = [operands[slot] for slot in ("cache", "keys", "values") if slot in operands]
@@ -117,5 +143,7 @@ OPS = (
         attention,
         ("heads", "key_heads", "scale", "window"),
         _types,
+        _scratch,
+        _partials,
     ),
 )

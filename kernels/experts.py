@@ -6,6 +6,7 @@ A route, the choice for a row, is 2 * used float32: the numbers of the experts (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,23 @@ from .op import MATRIX, OPTIONAL_VECTOR, ROWS, Kind, Op, Operand, ShapeError, We
 
 #: What makes strengths of a router's scores.
 SOFTMAX, SIGMOID = 0, 1
+#: Rows of an expert that a kernel puts side by side at once, and those it may read behind them.
+GATHERED = 64
+_TILED = GATHERED + 4
+_FLOAT, _LINE = 4, 64
+
+
+def route_memory(experts: int, groups: int) -> tuple[int, int, int]:
+    """How a kernel lays out strengths, what it chooses by, and the sums of groups, in bytes.
+
+    Returns where the last two begin, and the end.
+    """
+    wanted = (_FLOAT * experts + _LINE - 1) // _LINE * _LINE
+    return wanted, 2 * wanted, 2 * wanted + _FLOAT * groups
+
+
+def _route_scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], rows: int) -> int:
+    return route_memory(operands["scores"].width, attributes["groups"])[-1]
 
 
 def route_shape(
@@ -67,8 +85,10 @@ def route(
         strengths /= strengths.sum(axis=1, keepdims=True)
     else:
         strengths = 1 / (1 + np.exp(-exact))
-    # Both rise with the score, which tells more of them apart.
-    wanted = exact if bias is None else strengths + bias.reshape(-1)
+    # Both rise with the score, which tells more of them apart, but only strengths may be added.
+    wanted = exact if bias is None and groups == 1 else strengths
+    if bias is not None:
+        wanted = wanted + bias.reshape(-1)
     if groups > 1:
         parts = wanted.reshape(len(scores), groups, -1)
         best = np.sort(parts, axis=2)[:, :, -2:].sum(axis=2)
@@ -81,6 +101,29 @@ def route(
     if normalise:
         strengths = strengths / (strengths.sum(axis=1, keepdims=True) + eps)
     return np.concatenate([chosen, scale * strengths], axis=1).astype(np.float32)
+
+
+def memory(experts: int, pairs: int, part: int) -> tuple[int, int, int, int, int]:
+    """How a kernel lays out what it needs to multiply `pairs` parts of `part` floats, in bytes.
+
+    From 0 on, where the pairs of each expert end. Then follow, and these are returned: the experts
+    that have any, the pairs sorted by expert, some parts side by side, their products; the end.
+    """
+    chosen = _FLOAT * (experts + 1)
+    sorted_pairs = chosen + _FLOAT * experts
+    gathered = (sorted_pairs + _FLOAT * pairs + _LINE - 1) // _LINE * _LINE
+    products = gathered + _TILED * ((_FLOAT * part + _LINE - 1) // _LINE * _LINE)
+    return chosen, sorted_pairs, gathered, products, products + _TILED * _LINE
+
+
+def _expert_scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], rows: int) -> int:
+    part = operands["x"].width // attributes["parts"]
+    return memory(attributes["experts"], rows * attributes["used"], part)[-1]
+
+
+def _head_scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], rows: int) -> int:
+    heads = attributes["heads"]
+    return memory(heads, rows * heads, operands["x"].width // heads)[-1]
 
 
 def _divide(x: Any, weight: Weight, parts: int) -> int:
@@ -167,6 +210,7 @@ OPS = (
         route_shape,
         route,
         ("used", "gating", "normalise", "scale", "eps", "groups", "groups_used"),
+        scratch=_route_scratch,
     ),
     Op(
         "expert_linear",
@@ -179,6 +223,7 @@ OPS = (
         expert_linear,
         ("width", "used", "experts", "parts"),
         weight_type,
+        _expert_scratch,
     ),
     Op("expert_sum", {"x": ROWS, "routes": ROWS}, expert_sum_shape, expert_sum, ("used",)),
     Op(
@@ -188,5 +233,6 @@ OPS = (
         head_linear,
         ("width", "heads"),
         weight_type,
+        _head_scratch,
     ),
 )

@@ -102,7 +102,7 @@ def f16_at(_typing, address):
         first = builder.insert_element(
             ir.Constant(lanes_of(_F16), None), builder.load(pointer, align=1), _I32(0)
         )
-        return builder.extract_element(_widen_f16(builder, first), _I32(0))
+        return builder.extract_element(emit_widen_f16(builder, first), _I32(0))
 
     return types.float32(types.int64), emit
 
@@ -149,7 +149,7 @@ def _masked_load(builder, address, element, name, count):
     )
 
 
-def _widen_f16(builder, half):
+def emit_widen_f16(builder, half):
     """Halves as floats; without the instruction for it, by moving their bits."""
     if isa().f16c:
         return builder.fpext(half, lanes_of(_F32))
@@ -198,7 +198,7 @@ def _loads(element, name, widen):
 
 
 load, load_first = _loads(_F32, "f32", lambda builder, value: value)
-load_f16, load_first_f16 = _loads(_F16, "f16", _widen_f16)
+load_f16, load_first_f16 = _loads(_F16, "f16", emit_widen_f16)
 load_bf16, load_first_bf16 = _loads(_I16, "i16", _widen_bf16)
 
 
@@ -236,6 +236,13 @@ def splat(_typing, value):
         return _splat(builder, args[0])
 
     return f32x16(types.float32), emit
+
+
+@intrinsic
+def lane_numbers(_typing):
+    """0 to 15."""
+    numbers = ir.Constant(lanes_of(_F32), [float(lane) for lane in range(LANES)])
+    return f32x16(), lambda context, builder, signature, args: numbers
 
 
 def emit_fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
@@ -369,6 +376,54 @@ def store_bytes(_typing, address, vector):
         return context.get_dummy_value()
 
     return types.void(types.int64, f32x16), emit
+
+
+@intrinsic
+def store_halves(_typing, address, vector):
+    """Round 16 floats to halves, to the nearest, ties to even, and store them."""
+
+    def emit(context, builder, signature, args):
+        halves = _narrow_f16(builder, args[1])
+        builder.store(halves, pointer_to(builder, args[0], halves.type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, f32x16), emit
+
+
+@intrinsic
+def store_half(_typing, address, value):
+    """Round a float to a half, to the nearest, ties to even, and store it."""
+
+    def emit(context, builder, signature, args):
+        halves = _narrow_f16(builder, _splat(builder, args[1]))
+        first = builder.extract_element(halves, _I32(0))
+        builder.store(first, pointer_to(builder, args[0], first.type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), emit
+
+
+def _narrow_f16(builder, vector):
+    """Floats as halves; without the instruction for it, by moving their bits."""
+    if isa().f16c:
+        return builder.fptrunc(vector, lanes_of(_F16))
+    bits = builder.bitcast(vector, lanes_of(_I32))
+    sign = builder.and_(builder.lshr(bits, ints(16)), ints(0x8000))
+    magnitude = builder.and_(bits, ints(0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(magnitude, ints(13)), ints(1))
+    # Another bias of the exponent, and what rounds the bits that fall away.
+    rounded = builder.add(builder.add(magnitude, odd), ints(0xFFF - (112 << 23)))
+    normal = builder.lshr(rounded, ints(13))
+    # Added to a half, a number is rounded to a multiple of the least that a half can hold.
+    half = ir.Constant(lanes_of(_F32), [0.5] * LANES)
+    tiny = builder.fadd(builder.bitcast(magnitude, lanes_of(_F32)), half)
+    tiny = builder.sub(builder.bitcast(tiny, lanes_of(_I32)), builder.bitcast(half, lanes_of(_I32)))
+    value = builder.select(builder.icmp_unsigned("<", magnitude, ints(113 << 23)), tiny, normal)
+    huge = builder.icmp_unsigned(">=", magnitude, ints(143 << 23))
+    value = builder.select(huge, ints(0x7C00), value)
+    nan = builder.icmp_unsigned(">", magnitude, ints(255 << 23))
+    value = builder.select(nan, ints(0x7E00), value)
+    return builder.bitcast(builder.trunc(builder.or_(value, sign), lanes_of(_I16)), lanes_of(_F16))
 
 
 def stack(count: int) -> Any:

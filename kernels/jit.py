@@ -62,6 +62,11 @@ def inline(function: Callable[..., Any]) -> Any:
     return numba.njit(forceinline=True, **_OPTIONS)(function)
 
 
+def outlined(function: Callable[..., Any]) -> Any:
+    """A helper that kernels call, compiled once by itself: for large ones that are called often."""
+    return numba.njit(**_OPTIONS)(function)
+
+
 def compile_kernel(name: str, module: str) -> bytes:
     """Compile a kernel of the module (`keelback.kernels.conv_cpu`, say) to object code.
 

@@ -115,6 +115,8 @@ class Op:
     variant     (operands by name, attributes) -> which of the op's kernels to compile
     scratch     (operands by name, attributes, most rows of a forward) -> bytes that a kernel needs
                 of its thread's own memory, from its first byte on
+    partials    (operands by name, attributes) -> counters of a row, and bytes of a row for each
+                span of tokens that it reads: what threads share where they take spans of a row
     """
 
     name: str
@@ -125,6 +127,9 @@ class Op:
     variant: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = field(default=lambda *_: "")
     scratch: Callable[[Mapping[str, Any], Mapping[str, Any], int], int] = field(
         default=lambda *_: 0
+    )
+    partials: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[int, int]] = field(
+        default=lambda *_: (0, 0)
     )
 
     @property

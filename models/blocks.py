@@ -57,10 +57,10 @@ def mixture(
         both = g.expert_linear(x, routes, blk.ffn_gate_up_exps, width=2 * width, **sizes)
         gate, up = (g.columns(both, groups=used, start=start, width=width) for start in (0, width))
     else:
-        up = g.expert_linear(x, routes, blk.ffn_up_exps, width=width, **sizes)
         gate = None
         if blk.ffn_gate_exps.find():
             gate = g.expert_linear(x, routes, blk.ffn_gate_exps, width=width, **sizes)
+        up = g.expert_linear(x, routes, blk.ffn_up_exps, width=width, **sizes)
     y = g.relu_squared(up) if gate is None else g.swiglu(gate, up)
     y = g.expert_linear(y, routes, blk.ffn_down_exps, width=d_model, parts=used, **sizes)
     return g.expert_sum(y, routes, used=used)

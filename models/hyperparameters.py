@@ -43,6 +43,13 @@ class Hyperparameters:
             raise self._bad(key, value, "a positive number")
         return float(value)
 
+    def negative(self, key: str) -> float:
+        """A finite number below zero."""
+        value = self._get(key, _REQUIRED)
+        if type(value) not in (int, float) or not float("-inf") < value < 0:
+            raise self._bad(key, value, "a number below zero")
+        return float(value)
+
     def flag(self, key: str, default: Any = _REQUIRED) -> bool:
         """True or false."""
         value = self._get(key, default)
@@ -74,6 +81,13 @@ class Hyperparameters:
         if not isinstance(value, np.ndarray) or value.dtype != bool or len(value) != layers:
             raise self._bad(key, value, f"{layers} times true or false")
         return value.tolist()
+
+    def heads(self, layer: int) -> int:
+        """Heads of a layer's mixer: `attention.head_count`, one number or one a layer."""
+        count = self.per_layer("attention.head_count", self.count("block_count"))[layer]
+        if not count:
+            raise self._bad("attention.head_count", count, "a whole number above zero")
+        return count
 
     def divide(self, whole: int, key: str, parts: int) -> int:
         """`whole / parts` where a key's value has to divide evenly."""

@@ -19,7 +19,7 @@ from rewriting import logits, rewritten, tensor
 
 def memory(state: State) -> bytes:
     """All that a state remembers."""
-    rows = [CacheView(state, ref).read(state.position) for ref in state.layout.caches]
+    rows = [CacheView(state, at.ref).read_raw(state.position) for at in state.layout.caches]
     return b"".join(array.tobytes() for array in (state.block, *rows))
 
 
@@ -100,7 +100,7 @@ def test_heads_rearranged_as_a_whole_give_the_same_logits(tiny_file, tmp_path):
         ("attention.key_length", 15, r"blk\.1\.attn_q"),
         ("rope.dimension_count", 7, "7 values"),
         ("rope.dimension_count", 10, "up to half"),
-        ("rope.scaling.type", "yarn", r"rope\.scaling\.type asks for scaled"),
+        ("rope.scaling.type", "longrope", r"rope\.scaling\.type is .longrope."),
         ("expert_used_count", 6, "6 experts cannot be chosen from 5"),
         ("expert_shared_feed_forward_length", 95, r"blk\.0\.ffn_gate_shexp"),
         ("feed_forward_length", 32, r"blk\.0\.ffn_gate_exps"),

@@ -48,7 +48,7 @@ def bits(array: np.ndarray) -> bytes:
 def memory(state: State) -> bytes:
     """All that a state remembers: its block, and the KV rows of the tokens that it has read."""
     caches = state.layout.caches
-    rows = [CacheView(state, ref).read(state.position) for ref in caches if state.pages]
+    rows = [CacheView(state, at.ref).read_raw(state.position) for at in caches if state.pages]
     return b"".join(bits(array) for array in (state.block, *rows))
 
 

@@ -300,6 +300,7 @@ _INTERVALS = (
 # layer to layer, and the stream remains small enough for a wrong norm eps to show.
 _BRANCH_ENDS = (
     "out_proj.weight", "o_proj.weight", "down_proj.weight", "output_linear.weight", "w2.weight",
+    ".dense.weight",
 )  # fmt: skip
 _BRANCH_GAIN = 0.25
 
