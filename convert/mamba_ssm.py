@@ -28,7 +28,8 @@ def layer_keys(config: Config) -> dict[str, Any]:
     chosen = config.get("attn_layer_idx", [])
     if not isinstance(chosen, list) or any(type(i) is not int for i in chosen):
         raise InvalidFile(f"{config.path}: attn_layer_idx is no list of whole numbers")
-    attention = set(chosen).intersection(range(config.count("num_hidden_layers")))
+    layers = range(config.count("num_hidden_layers"))
+    attention = {i for i in chosen if i in layers}
     return keys | (_attention_keys(config, attention) if attention else {})
 
 

@@ -42,8 +42,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads
     Queries, keys and values may pass a convolution of a few taps, without an activation.
     """
     blk = w.blk[i]
-    heads = p.per_layer("attention.head_count", p.count("block_count"))[i]
-    d_head = p.count("attention.key_length")
+    heads, d_head = p.heads(i), p.count("attention.key_length")
     widths = heads * d_head, key_heads * d_head, key_heads * d_head
     qkv = g.linear(x, blk.attn_qkv, width=sum(widths))
     if taps := p.count("shortconv.l_cache", 0):
