@@ -49,7 +49,7 @@ def trunk(g: Graph, p: Hyperparameters, w: Any, mixer: Callable[[Any, int, Value
 def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads: int) -> Value:
     """x: the normalised residual stream (T, D). Returns what layer i adds to it, (T, D)."""
     d_model, layers = p.count("embedding_length"), p.count("block_count")
-    heads = p.per_layer("attention.head_count", layers)[i]
+    heads = p.heads(i)
     d_head = p.divide(d_model, "attention.head_count", heads)
     q, k, v = queries_keys_values(g, w.blk[i], x, d_model, *2 * [key_heads * d_head])
     q = rotate(g, p, w, q, heads=heads, count=d_head, pairs=halves)

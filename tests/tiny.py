@@ -309,7 +309,7 @@ _BRANCH_ENDS = (
 _BRANCH_GAIN = 0.25
 
 
-def _draw(variant: Variant, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def draw(variant: Variant, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One tensor in float32, from a stream of its own so that it never depends on the others."""
     rng = np.random.RandomState(zlib.crc32(f"{variant.name}/{name}".encode()))
     low, high = -math.sqrt(3 / shape[-1]), math.sqrt(3 / shape[-1])  # variance 1 / fan_in
@@ -336,7 +336,7 @@ def _tensors(variant: Variant) -> dict[str, np.ndarray]:
     shapes = dict(SHAPES[variant.model_type](variant.config))
     if not variant.config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (variant.config["vocab_size"], variant.config["hidden_size"])
-    tensors = {name: _draw(variant, name, shape) for name, shape in shapes.items()}
+    tensors = {name: draw(variant, name, shape) for name, shape in shapes.items()}
     if variant.float8:
         for name, shape in shapes.items():
             if is_float8(name, shape):
