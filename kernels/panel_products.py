@@ -192,7 +192,7 @@ def _q6_k_tile(tokens):
         def half(at, x, step, ints):
             for group in range(4):
                 if fetches:
-                    ahead(at + 3 * VECTOR * group, 3 * VECTOR)
+                    ahead(at + 3 * VECTOR * group, VECTOR)
                 ints = dot(ints, weights(at + 3 * VECTOR * group), x + 4 * group, step)
             return ints
 
@@ -205,12 +205,15 @@ def _q6_k_tile(tokens):
 
         return add
 
-    add_one, add_fourth = block(one, False), block(fourth, tokens <= FETCHED)
+    # The first three blocks ask for a vector each, one after another; the fourth needs the same.
+    add_one, add_fourth = block(one, tokens <= FETCHED), block(fourth, False)
 
     @inline
     def product(panel, x, step, columns):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
+            if tokens <= FETCHED:
+                ahead(panel, 2 * HALVES + 16 * BYTES)
             d, scales = load_f16(panel), panel + HALVES
             at = scales + 16 * BYTES + HALVES
             for _ in range(2):
