@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from ..kernels.errors import InvalidFile, UnsupportedModel
+from ..kernels.errors import UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config, demand
-from .kda import Delta, add_layer, model_keys, remark_differences
+from .kda import Delta, add_layer, lower_bound, model_keys, positive_exp, remark_differences
 from .mamba import add_ends
 from .plan import Plan, negative_exp
 from .rope import speed_keys
@@ -31,14 +29,15 @@ def plan(checkpoint: Checkpoint) -> Plan:
     anew = config.get("linear_head_dim") is not None
     d_head = config.count("linear_head_dim" if anew else "head_dim")
     taps = config.count("short_conv_kernel_size", 4)
-    # Of safe gates llama.cpp keeps how fast they go, and not how fast the state decays.
-    delta = Delta(heads, d_head, taps, False, _exp if safe else negative_exp, (heads, 1))
+    rate = positive_exp if safe else negative_exp
+    delta = Delta(heads, d_head, heads, d_head, taps, ("_proj",), rate, (heads, 1))
     keys = model_keys(checkpoint, delta)
     keys |= {
         # partial_rotary_factor says nothing here: qk_rope_head_dim does.
         **speed_keys(config, 6e6),
+        "attention.value_length": d_head,
         "kda.safe_gate": safe,
-        "kda.gate_lower_bound": _lower_bound(config),
+        "kda.gate_lower_bound": lower_bound(config, "kda_lower_bound", -5.0),
         "expert_shared_feed_forward_length": keys["expert_feed_forward_length"]
         * keys["expert_shared_count"],
         "expert_weights_norm": config.flag("norm_topk_prob", True),
@@ -54,19 +53,6 @@ def plan(checkpoint: Checkpoint) -> Plan:
         add_layer(result, checkpoint, i, delta, gated=True)
     remark_differences(result)
     return result
-
-
-def _exp(a_log: np.ndarray) -> np.ndarray:
-    return -negative_exp(a_log)
-
-
-def _lower_bound(config: Config) -> float:
-    bound = config.get("kda_lower_bound", -5.0)
-    if type(bound) not in (int, float) or not -1e30 < bound < 0:
-        raise InvalidFile(
-            f"{config.path}: kda_lower_bound is {repr(bound)[:80]}, not a number below zero"
-        )
-    return float(bound)
 
 
 def _refuse_limits(config: Config) -> None:

@@ -16,7 +16,7 @@ from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .experts import NAMES
-from .layers import add_linear, add_mlp, add_norm
+from .layers import add_attention, add_mlp, add_norm, head_counts
 from .mamba import add_ends
 from .mamba2 import add_mixer, remark_limit
 from .plan import Part, Plan, Tensor
@@ -24,8 +24,10 @@ from .rope import rope_keys
 
 MODEL_TYPES = ("falcon_h1",)
 
-#: GGUF's name of a tensor -> the factors that its numbers are multiplied with.
-Factors = dict[str, tuple[float, ...]]
+#: What numbers are multiplied with, one factor after the other.
+Factors = tuple[float, ...]
+#: Pieces of a tensor: how many rows (of a bias, numbers) each has, and its factors.
+Segments = list[tuple[int, Factors]]
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
@@ -63,13 +65,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _attention_keys(config: Config, d_model: int) -> dict[str, Any]:
-    heads = config.count("num_attention_heads", 32)
-    key_heads = config.count("num_key_value_heads", heads)
-    if heads % key_heads:
-        raise InvalidFile(
-            f"{config.path}: num_attention_heads is {heads}, which does not go with "
-            f"num_key_value_heads {key_heads}"
-        )
+    heads, key_heads = head_counts(config)
     d_head = config.count("head_dim", d_model // heads)
     rope = rope_keys(config, d_head, 10000.0)
     # llama.cpp takes this from the length of keys.
@@ -103,17 +99,11 @@ def _mixer_keys(config: Config, d_model: int) -> dict[str, Any]:
 
 
 def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
-    keys = result.keys
+    keys, hf = result.keys, f"model.layers.{i}.self_attn"
     d_model, d_head = keys["embedding_length"], keys["attention.key_length"]
-    width, narrow = (d_head * keys[f"attention.head_count{kind}"] for kind in ("", "_kv"))
-    shapes = {
-        "q": (width, d_model), "k": (narrow, d_model), "v": (narrow, d_model), "o": (d_model, width)
-    }  # fmt: skip
-    for name, shape in shapes.items():
-        target = f"blk.{i}.attn_{'output' if name == 'o' else name}"
-        hf = f"model.layers.{i}.self_attn.{name}_proj"
-        add_linear(result, checkpoint, hf, target, *shape)
-    if checkpoint.find(f"model.layers.{i}.self_attn.o_proj.bias") is not None:
+    counts = keys["attention.head_count"], keys["attention.head_count_kv"]
+    add_attention(result, checkpoint, hf, f"blk.{i}", d_model, counts, d_head)
+    if checkpoint.find(f"{hf}.o_proj.bias") is not None:
         result.remark(
             "for keelback only: attention has a bias at its end (attn_output.bias), which "
             "llama.cpp leaves out"
@@ -142,7 +132,7 @@ def _untie(result: Plan, config: Config) -> None:
         result.add("output.weight", table.shape, *table.parts)
 
 
-def _factors(config: Config) -> Factors:
+def _factors(config: Config) -> dict[str, Factors]:
     """Of all tensors but the mixer's first. What a part reads is multiplied in its matrix alone."""
     read, written = (_one(config, f"attention_{end}_multiplier") for end in ("in", "out"))
     key, mixed = _one(config, "key_multiplier"), _one(config, "ssm_out_multiplier")
@@ -157,10 +147,6 @@ def _factors(config: Config) -> Factors:
         "ffn_gate.weight": (gate,), "ffn_gate.bias": (gate,),
         "ffn_down.weight": (down,), "ffn_down.bias": (down,),
     }  # fmt: skip
-
-
-#: Widths of pieces of a tensor, with the factors of each.
-Segments = list[tuple[int, tuple[float, ...]]]
 
 
 def _segments(result: Plan, config: Config) -> dict[str, Segments]:

@@ -6,6 +6,7 @@ and value heads are tiled as there: value head j reads key head j mod key heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -24,32 +25,54 @@ MODEL_TYPES = ("gated_deltanet",)
 def plan(checkpoint: Checkpoint) -> Plan:
     """Names, shapes and transforms of every tensor."""
     config = checkpoint.config
-    if config.get("attnres_block_size"):
-        raise UnsupportedModel(
-            f"{config.path}: attnres_block_size asks for residuals that attend to earlier layers, "
-            "which keelback cannot run"
-        )
-    for key in ("hidden_act", "output_gate_activation"):
-        config.one_of(key, "swish", "swish", "silu")
-    down_proj = checkpoint.require("model.layers.0.mlp.down_proj.weight")
-    attention = _attention_layers(config)
-    keys = {**_keys(config, Part(down_proj).width), **_attention_keys(config, attention)}
+    config.one_of("output_gate_activation", "swish", "swish", "silu")
+    attention = attention_layers(config)
+    keys = {**common_keys(checkpoint), **_keys(config), **attention_keys(config, attention)}
     result = Plan("gated-deltanet", keys)
     result.remark(
         "for keelback only: llama.cpp has no architecture for Gated DeltaNet of "
         "flash-linear-attention"
     )
-    add_ends(result, checkpoint, "model.embeddings.weight", "model.norm.weight")
-    for i in range(config.count("num_hidden_layers")):
-        if i in attention:
-            _add_attention(result, checkpoint, i)
-        else:
-            _add_mixer(result, checkpoint, i)
-        _add_mlp(result, checkpoint, i)
+    add_layers(result, checkpoint, attention, lambda i: _add_mixer(result, checkpoint, i))
     return result
 
 
-def _attention_layers(config: Config) -> dict[int, Config]:
+def common_keys(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Keys of what stands around the mixers, in all models of flash-linear-attention."""
+    config = checkpoint.config
+    config.one_of("hidden_act", "swish", "swish", "silu")
+    if config.get("attnres_block_size"):
+        raise UnsupportedModel(
+            f"{config.path}: attnres_block_size asks for residuals that attend to earlier layers, "
+            "which keelback cannot run"
+        )
+    down_proj = checkpoint.require("model.layers.0.mlp.down_proj.weight")
+    return {
+        "context_length": config.count("max_position_embeddings", 2048),
+        "embedding_length": config.count("hidden_size"),
+        "block_count": config.count("num_hidden_layers"),
+        "feed_forward_length": Part(down_proj).width,
+        "attention.layer_norm_rms_epsilon": config.number("norm_eps", 1e-6),
+    }
+
+
+def add_layers(
+    result: Plan,
+    checkpoint: Checkpoint,
+    attention: Collection[int],
+    add_mixer: Callable[[int], None],
+) -> None:
+    """The ends and all layers; add_mixer: adds that of a layer which is none of attention."""
+    add_ends(result, checkpoint, "model.embeddings.weight", "model.norm.weight")
+    for i in range(result.keys["block_count"]):
+        if i in attention:
+            _add_attention(result, checkpoint, i)
+        else:
+            add_mixer(i)
+        _add_mlp(result, checkpoint, i)
+
+
+def attention_layers(config: Config) -> dict[int, Config]:
     """What `attn` says of each layer that has attention: for all alike, or a list for several."""
     given, layers = config.get("attn", []), config.count("num_hidden_layers")
     found: dict[int, Config] = {}
@@ -66,7 +89,8 @@ def _attention_layers(config: Config) -> dict[int, Config]:
     return found
 
 
-def _attention_keys(config: Config, attention: dict[int, Config]) -> dict[str, Any]:
+def attention_keys(config: Config, attention: dict[int, Config]) -> dict[str, Any]:
+    """Keys of the layers of attention: a list of what they are, for each layer."""
     if not attention:
         return {"attention.head_count": 0}
     layers, d_model = config.count("num_hidden_layers"), config.count("hidden_size")
@@ -97,7 +121,7 @@ def _attention_keys(config: Config, attention: dict[int, Config]) -> dict[str, A
     return keys
 
 
-def _keys(config: Config, d_ff: int) -> dict[str, Any]:
+def _keys(config: Config) -> dict[str, Any]:
     key_heads, d_key = config.count("num_heads", 6), config.count("head_dim", 256)
     heads = config.count("num_v_heads", key_heads)
     d_value = d_key * config.number("expand_v", 2)
@@ -106,11 +130,6 @@ def _keys(config: Config, d_ff: int) -> dict[str, Any]:
             f"{config.path}: {heads} value heads of {d_value} do not go with num_heads {key_heads}"
         )
     keys = {
-        "context_length": config.count("max_position_embeddings", 2048),
-        "embedding_length": config.count("hidden_size"),
-        "block_count": config.count("num_hidden_layers"),
-        "feed_forward_length": d_ff,
-        "attention.layer_norm_rms_epsilon": config.number("norm_eps", 1e-6),
         "ssm.inner_size": heads * int(d_value),
         "ssm.state_size": d_key,
         "ssm.group_count": key_heads,

@@ -8,11 +8,10 @@ from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .experts import NAMES, half
-from .layers import add_linear, add_mlp, add_norm, layer_types
+from .layers import add_attention, add_mlp, add_norm, head_counts, head_width, layer_types
 from .mamba import CONTEXT_LENGTH, add_ends
 from .mamba2 import add_mixer, remark_limit
 from .plan import Plan
-from .rope import side_by_side
 
 MODEL_TYPES = ("granitemoehybrid", "bamba")
 
@@ -62,18 +61,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _attention_keys(config: Config, d_model: int) -> dict[str, Any]:
-    heads = config.count("num_attention_heads", 32)
-    key_heads = config.count("num_key_value_heads", heads)
-    if heads % key_heads or d_model % heads:
-        raise InvalidFile(
-            f"{config.path}: num_attention_heads is {heads}, which does not go with "
-            f"num_key_value_heads {key_heads} and hidden_size {d_model}"
-        )
-    if config.count("head_dim", d_model // heads) != d_model // heads:
-        raise UnsupportedModel(
-            f"{config.path}: head_dim is {config.get('head_dim')}, and this architecture knows "
-            f"only hidden_size / num_attention_heads, {d_model // heads}"
-        )
+    heads, key_heads = head_counts(config)
+    head_width(config, d_model, heads)
     layers = _layer_types(config)
     if all(layers):
         raise UnsupportedModel(
@@ -209,15 +198,10 @@ def _add_norms(result: Plan, checkpoint: Checkpoint, i: int, second: str) -> Non
 def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     keys = result.keys
     d_model, heads = keys["embedding_length"], keys["attention.head_count"]
-    key_heads, d_head = keys["attention.head_count_kv"][i], d_model // heads
-    turned = keys.get("rope.rearranged_count", d_head)
-    for name, gguf, count in (
-        ("q", "q", heads), ("k", "k", key_heads), ("v", "v", key_heads), ("o", "output", heads),
-    ):  # fmt: skip
-        shape = (d_model, d_model) if name == "o" else (count * d_head, d_model)
-        order = side_by_side(count, d_head, turned) if name in "qk" else None
-        hf, target = f"model.layers.{i}.self_attn.{name}_proj", f"blk.{i}.attn_{gguf}"
-        add_linear(result, checkpoint, hf, target, *shape, order)
+    counts, d_head = (heads, keys["attention.head_count_kv"][i]), d_model // heads
+    paired = keys.get("rope.rearranged_count", d_head)
+    hf = f"model.layers.{i}.self_attn"
+    add_attention(result, checkpoint, hf, f"blk.{i}", d_model, counts, d_head, paired)
 
 
 def _add_experts(result: Plan, checkpoint: Checkpoint, i: int) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..kernels.errors import InvalidFile, UnsupportedModel
+from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config
 from .experts import NAMES, add_experts
-from .layers import add_linear, add_mlp, add_norm
+from .layers import add_attention, add_linear, add_mlp, add_norm, head_counts, head_width
 from .mamba import add_ends, add_mixer
 from .plan import Plan
 
@@ -20,26 +20,17 @@ def plan(checkpoint: Checkpoint) -> Plan:
     """Names, shapes and transforms of every tensor; see the GGUF conventions of `jamba`."""
     config = checkpoint.config
     config.one_of("hidden_act", "silu", "silu", "swish")
-    d_model = config.count("hidden_size")
+    d_model, layers = config.count("hidden_size"), config.count("num_hidden_layers")
     keys = {
         "context_length": config.count("max_position_embeddings", 262144),
         "embedding_length": d_model,
-        "block_count": config.count("num_hidden_layers"),
+        "block_count": layers,
         "feed_forward_length": config.count("intermediate_size"),
         "attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", 1e-6),
         **_attention_keys(config, d_model),
         **_mixer_keys(config, d_model),
+        **_expert_keys(config),
     }
-    chosen = _layers(config, "expert", 2, 1)
-    keys["expert_count"] = experts = config.count("num_experts", 16)
-    keys["expert_used_count"] = used = config.count("num_experts_per_tok", 2)
-    if experts == 1:
-        # Then transformers has no router, and llama.cpp does not load a file that uses more.
-        chosen, keys["expert_used_count"] = set(), 1
-    elif used > experts:
-        raise InvalidFile(
-            f"{config.path}: num_experts_per_tok is {used}, and there are {experts} experts"
-        )
     result = Plan("jamba", keys)
     if keys["ssm.inner_size"] != 2 * d_model:
         result.remark(
@@ -47,7 +38,9 @@ def plan(checkpoint: Checkpoint) -> Plan:
             f"size {d_model}"
         )
     add_ends(result, checkpoint, "model.embed_tokens.weight", "model.final_layernorm.weight")
-    for i in range(keys["block_count"]):
+    # One expert needs no router.
+    chosen = _chosen(config, "expert", 2, 1) if keys["expert_count"] > 1 else []
+    for i in range(layers):
         _add_norms(result, checkpoint, i)
         attention = keys["attention.head_count_kv"][i]
         (_add_attention if attention else _add_recurrence)(result, checkpoint, i)
@@ -55,7 +48,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     return result
 
 
-def _layers(config: Config, kind: str, period: int, offset: int) -> set[int]:
+def _chosen(config: Config, kind: str, period: int, offset: int) -> list[int]:
     """Layers that are of a kind: one in every period. period, offset: of a silent config."""
     period = config.count(f"{kind}_layer_period", period)
     offset = config.get(f"{kind}_layer_offset", offset)
@@ -64,28 +57,16 @@ def _layers(config: Config, kind: str, period: int, offset: int) -> set[int]:
             f"{config.path}: {kind}_layer_offset is {repr(offset)[:40]}, not a whole number below "
             f"{kind}_layer_period, {period}"
         )
-    return {i for i in range(config.count("num_hidden_layers")) if i % period == offset}
+    return list(range(offset, config.count("num_hidden_layers"), period))
 
 
 def _attention_keys(config: Config, d_model: int) -> dict[str, Any]:
-    heads = config.count("num_attention_heads", 32)
-    key_heads = config.count("num_key_value_heads", heads)
-    if heads % key_heads or d_model % heads:
-        raise InvalidFile(
-            f"{config.path}: num_attention_heads is {heads}, which does not go with "
-            f"num_key_value_heads {key_heads} and hidden_size {d_model}"
-        )
-    if config.count("head_dim", d_model // heads) != d_model // heads:
-        raise UnsupportedModel(
-            f"{config.path}: head_dim is {config.get('head_dim')}, and this architecture knows "
-            f"only hidden_size / num_attention_heads, {d_model // heads}"
-        )
-    chosen = _layers(config, "attn", 8, 4)
-    layers = range(config.count("num_hidden_layers"))
-    return {
-        "attention.head_count": heads,
-        "attention.head_count_kv": [key_heads if i in chosen else 0 for i in layers],
-    }
+    heads, key_heads = head_counts(config)
+    head_width(config, d_model, heads)
+    counts = [0] * config.count("num_hidden_layers")
+    for i in _chosen(config, "attn", 8, 4):
+        counts[i] = key_heads
+    return {"attention.head_count": heads, "attention.head_count_kv": counts}
 
 
 def _mixer_keys(config: Config, d_model: int) -> dict[str, Any]:
@@ -97,6 +78,16 @@ def _mixer_keys(config: Config, d_model: int) -> dict[str, Any]:
         "ssm.state_size": config.count("mamba_d_state", 16),
         "ssm.time_step_rank": rank,
     }
+
+
+def _expert_keys(config: Config) -> dict[str, Any]:
+    experts, used = config.count("num_experts", 16), config.count("num_experts_per_tok", 2)
+    if 1 < experts < used:
+        raise InvalidFile(
+            f"{config.path}: num_experts_per_tok is {used}, and there are {experts} experts"
+        )
+    # llama.cpp loads no file that uses more experts than there are.
+    return {"expert_count": experts, "expert_used_count": min(used, experts)}
 
 
 def _add_norms(result: Plan, checkpoint: Checkpoint, i: int) -> None:
@@ -116,14 +107,10 @@ def _add_recurrence(result: Plan, checkpoint: Checkpoint, i: int) -> None:
 
 
 def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
-    keys = result.keys
+    keys, hf = result.keys, f"model.layers.{i}.self_attn"
     d_model, heads = keys["embedding_length"], keys["attention.head_count"]
-    width = d_model // heads * keys["attention.head_count_kv"][i]
-    shapes = {"q": d_model, "k": width, "v": width, "o": d_model}
-    for name, rows in shapes.items():
-        target = f"blk.{i}.attn_{'output' if name == 'o' else name}"
-        hf = f"model.layers.{i}.self_attn.{name}_proj"
-        add_linear(result, checkpoint, hf, target, rows, d_model)
+    counts = heads, keys["attention.head_count_kv"][i]
+    add_attention(result, checkpoint, hf, f"blk.{i}", d_model, counts, d_model // heads)
 
 
 def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:

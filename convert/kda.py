@@ -17,7 +17,7 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .experts import NAMES, add_experts
 from .layers import add_linear, add_mlp, add_norm
-from .plan import Part, Plan
+from .plan import Part, Plan, negative_exp
 from .source import Transposed
 
 #: The epsilon that transformers has in the norms of queries, keys and latent rows.
@@ -31,14 +31,19 @@ _SIGMOID = 2
 class Delta:
     """Sizes of the layers of delta attention, and the form their parameters have.
 
-    narrow   whether the two gates come from two matrices each, of which one makes a narrow row
-    rate     what A_log becomes, and the shape it has then in llama.cpp's files
+    heads, d_value       heads and their values
+    key_heads, d_key     keys and queries, which several heads may share
+    taps                 of the convolutions; None where there are none
+    gates                how names of the one or two matrices end that a gate has
+    rate, shape          what A_log becomes, and the shape it has then in llama.cpp's files
     """
 
     heads: int
-    d_head: int
-    taps: int
-    narrow: bool
+    d_value: int
+    key_heads: int
+    d_key: int
+    taps: int | None
+    gates: tuple[str, ...]
     rate: Callable[[np.ndarray], np.ndarray]
     shape: tuple[int, ...]
 
@@ -68,7 +73,7 @@ def model_keys(checkpoint: Checkpoint, delta: Delta) -> dict[str, Any]:
         "attention.value_length_mla": config.count("v_head_dim"),
         "rope.dimension_count": turned,
         "ssm.conv_kernel": delta.taps,
-        "kda.head_dim": delta.d_head,
+        "kda.head_dim": delta.d_key,
         **_expert_keys(checkpoint, config, layers),
     }
     if delta.heads != heads:
@@ -137,32 +142,30 @@ def add_layer(
             gate = f"blk.{i}.attn_gate"
             add_linear(result, checkpoint, f"{mixer}.g_proj", gate, heads, d_model)
     else:
-        _add_delta(result, checkpoint, mixer, f"blk.{i}", delta)
+        add_mixer(result, checkpoint, mixer, f"blk.{i}", delta)
     _add_feed_forward(result, checkpoint, i)
 
 
-def _add_delta(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, delta: Delta) -> None:
+def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, delta: Delta) -> None:
     """Delta attention: three projections and convolutions, decays, strengths and output gate."""
-    d_model, d_head = result.keys["embedding_length"], delta.d_head
-    d_inner = delta.heads * d_head
-    for part in "qkv":
+    d_model, d_key = result.keys["embedding_length"], delta.d_key
+    d_inner, keys = delta.heads * delta.d_value, delta.key_heads * d_key
+    for part, width in (("q", keys), ("k", keys), ("v", d_inner)):
         hf, gguf = f"{mixer}.{part}_proj", f"{blk}.attn_{part}"
-        add_linear(result, checkpoint, hf, gguf, d_inner, d_model)
-        taps = checkpoint.require(f"{mixer}.{part}_conv1d.weight", d_inner, delta.taps)
-        result.add(f"{blk}.ssm_conv1d_{part}.weight", (1, d_inner, 1, delta.taps), taps)
-    for gate in "fg":
-        if delta.narrow:
-            hf, gguf = f"{mixer}.{gate}_a_proj", f"{blk}.ssm_{gate}_a"
-            add_linear(result, checkpoint, hf, gguf, d_head, d_model)
-            hf, gguf = f"{mixer}.{gate}_b_proj", f"{blk}.ssm_{gate}_b"
-            add_linear(result, checkpoint, hf, gguf, d_inner, d_head)
-        else:
-            hf, gguf = f"{mixer}.{gate}_proj", f"{blk}.ssm_{gate}_a"
-            add_linear(result, checkpoint, hf, gguf, d_inner, d_model)
+        add_linear(result, checkpoint, hf, gguf, width, d_model)
+        if delta.taps is not None:
+            taps = checkpoint.require(f"{mixer}.{part}_conv1d.weight", width, delta.taps)
+            result.add(f"{blk}.ssm_conv1d_{part}.weight", (1, width, 1, delta.taps), taps)
+    for gate, width in (("f", delta.heads * d_key), ("g", d_inner)):
+        widths = (d_model, width) if len(delta.gates) == 1 else (d_model, delta.d_value, width)
+        for end, letter, columns, rows in zip(delta.gates, "ab", widths, widths[1:], strict=False):
+            gguf = f"{blk}.ssm_{gate}_{letter}"
+            add_linear(result, checkpoint, f"{mixer}.{gate}{end}", gguf, rows, columns)
     add_linear(result, checkpoint, f"{mixer}.b_proj", f"{blk}.ssm_beta", delta.heads, d_model)
     result.add(f"{blk}.ssm_a", delta.shape, _rates(checkpoint, f"{mixer}.A_log", delta))
-    result.add(f"{blk}.ssm_dt.bias", (d_inner,), checkpoint.require(f"{mixer}.dt_bias", d_inner))
-    add_norm(result, checkpoint, f"{mixer}.o_norm", f"{blk}.ssm_norm", d_head)
+    steps = delta.heads * d_key
+    result.add(f"{blk}.ssm_dt.bias", (steps,), checkpoint.require(f"{mixer}.dt_bias", steps))
+    add_norm(result, checkpoint, f"{mixer}.o_norm", f"{blk}.ssm_norm", delta.d_value)
     out = _first(checkpoint, f"{mixer}.o_proj", f"{mixer}.dense")
     add_linear(result, checkpoint, out, f"{blk}.attn_output", d_model, d_inner)
 
@@ -223,6 +226,19 @@ def _add_feed_forward(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     add_experts(result, checkpoint, blk, f"{moe}.experts", experts, width, d_model, spelled)
     shared, width = f"{moe}.shared_experts", width * keys["expert_shared_count"]
     add_mlp(result, checkpoint, shared, blk, width, d_model, NAMES, "_shexp")
+
+
+def positive_exp(a_log: np.ndarray) -> np.ndarray:
+    """exp(A_log): of safe gates GGUF holds how fast they go, and not how fast the state decays."""
+    return -negative_exp(a_log)
+
+
+def lower_bound(config: Config, key: str, default: float) -> float:
+    """The lower bound of logarithms of decays."""
+    bound = config.get(key, default)
+    if type(bound) not in (int, float) or not -1e30 < bound < 0:
+        raise InvalidFile(f"{config.path}: {key} is {repr(bound)[:80]}, not a number below zero")
+    return float(bound)
 
 
 def _mixer_of(checkpoint: Checkpoint, i: int) -> tuple[str, bool]:

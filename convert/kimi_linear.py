@@ -25,7 +25,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
     config.one_of("moe_router_activation_func", "sigmoid", "sigmoid")
     demand(config, {"mla_use_nope": True, "attention_bias": False})
     heads, d_head, taps = _sizes(config)
-    delta = Delta(heads, d_head, taps, True, negative_exp, (1, 1, heads, 1))
+    gates, shape = ("_a_proj", "_b_proj"), (1, 1, heads, 1)
+    delta = Delta(heads, d_head, heads, d_head, taps, gates, negative_exp, shape)
     keys = model_keys(checkpoint, delta)
     if config.get("rope_theta") is not None:
         # Nothing is turned; llama.cpp's converter writes it all the same.

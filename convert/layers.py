@@ -10,6 +10,7 @@ from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .plan import Part, Plan
+from .rope import side_by_side
 
 #: How releases of transformers have called layers; the first name of each is keelback's.
 SPELLINGS = {
@@ -42,6 +43,28 @@ def layer_types(
                 f"{' and '.join(names[-1] for names in spellings.values())}"
             )
     return [known[kind] for kind in types]
+
+
+def head_counts(config: Config) -> tuple[int, int]:
+    """Heads of queries and heads of keys, which those share evenly."""
+    heads = config.count("num_attention_heads", 32)
+    key_heads = config.count("num_key_value_heads", heads)
+    if heads % key_heads:
+        raise InvalidFile(
+            f"{config.path}: num_attention_heads is {heads}, which does not go with "
+            f"num_key_value_heads {key_heads}"
+        )
+    return heads, key_heads
+
+
+def head_width(config: Config, d_model: int, heads: int) -> int:
+    """Values of a head, in architectures that know only hidden_size / num_attention_heads."""
+    if d_model % heads or config.count("head_dim", d_model // heads) != d_model // heads:
+        raise UnsupportedModel(
+            f"{config.path}: head_dim is {config.get('head_dim')}, and this architecture knows "
+            f"only hidden_size / num_attention_heads, {d_model} / {heads}"
+        )
+    return d_model // heads
 
 
 def add_linear(
@@ -80,6 +103,28 @@ def add_norm(
 def plus_one(weight: np.ndarray) -> np.ndarray:
     """Norms that are stored around zero: GGUF holds what is multiplied with."""
     return weight + np.float32(1)
+
+
+def add_attention(
+    result: Plan,
+    checkpoint: Checkpoint,
+    hf: str,
+    blk: str,
+    d_model: int,
+    heads: tuple[int, int],
+    d_head: int,
+    paired: int = 0,
+) -> None:
+    """Projections of attention, whose names begin with `hf` in the checkpoint.
+
+    heads: of queries, and of keys. paired: how many values of every head of both have the rotary
+    pairs (i, i + paired / 2) laid side by side.
+    """
+    for name, count in zip("qkvo", (*heads, heads[1], heads[0]), strict=True):
+        shape = (d_model, count * d_head) if name == "o" else (count * d_head, d_model)
+        order = side_by_side(count, d_head, paired) if paired and name in "qk" else None
+        target = f"{blk}.attn_{'output' if name == 'o' else name}"
+        add_linear(result, checkpoint, f"{hf}.{name}_proj", target, *shape, order)
 
 
 def add_mlp(

@@ -38,8 +38,9 @@ _MISTRAL = {
 
 #: Options that make another model: the value that keelback runs, which is also the default.
 _MAMBA_SSM_FIXED = {
-    "rms_norm": True, "d_intermediate": 0, "attn_layer_idx": [], "ssm_cfg.rmsnorm": True,
-    "ssm_cfg.norm_before_gate": False, "ssm_cfg.D_has_hdim": False, "ssm_cfg.d_ssm": None,
+    "rms_norm": True, "ssm_cfg.rmsnorm": True, "ssm_cfg.norm_before_gate": False,
+    "ssm_cfg.D_has_hdim": False, "ssm_cfg.d_ssm": None, "attn_cfg.mlp_dim": 0,
+    "attn_cfg.rotary_emb_interleaved": False,
 }  # fmt: skip
 _FLA_FIXED = {"rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False}
 
@@ -160,10 +161,11 @@ def _transformers(path: Path, values: dict[str, Any]) -> Config:
 
 def _mamba_ssm(path: Path, values: dict[str, Any]) -> Config:
     """mamba_ssm's config, in which a missing key stands for the default of its layers."""
-    layers = values.get("ssm_cfg") or {}
-    if not isinstance(layers, dict):
-        raise InvalidFile(f"{path}: ssm_cfg is no object; download the checkpoint again")
-    values = {**values, **{f"ssm_cfg.{key}": value for key, value in layers.items()}}
+    for outer in ("ssm_cfg", "attn_cfg"):
+        inner = values.get(outer) or {}
+        if not isinstance(inner, dict):
+            raise InvalidFile(f"{path}: {outer} is no object; download the checkpoint again")
+        values = {**values, **{f"{outer}.{key}": value for key, value in inner.items()}}
     config = Config(path, values, _MAMBA_SSM)
     second = config.one_of("ssm_cfg.layer", "Mamba1", "Mamba1", "Mamba2") == "Mamba2"
     demand(config, _MAMBA_SSM_FIXED)

@@ -81,7 +81,8 @@ def _attends(config: Config) -> list[bool]:
     chosen = config.get("full_attn_idxs", list(layers))
     if not isinstance(chosen, list) or any(type(i) is not int for i in chosen):
         raise InvalidFile(f"{config.path}: full_attn_idxs is no list of whole numbers")
-    return [i in chosen for i in layers]
+    places = set(chosen)
+    return [i in places for i in layers]
 
 
 def _mlp_keys(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .checkpoint import Checkpoint
 from .config import Config
+from .mamba_ssm import add_layer, layer_keys
 from .plan import Part, Plan, negative_exp
 from .source import equal
 
@@ -30,7 +31,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     rank = math.ceil(d_model / 16) if automatic else config.count("time_step_rank")
     keys = {
         "context_length": CONTEXT_LENGTH, "embedding_length": d_model, "block_count": layers,
-        "feed_forward_length": 0, "attention.head_count": 0,
+        **layer_keys(config),
         "attention.layer_norm_rms_epsilon": config.number("layer_norm_epsilon", 1e-5),
         "ssm.conv_kernel": config.count("conv_kernel", 4), "ssm.inner_size": d_inner,
         "ssm.state_size": config.count("state_size", 16), "ssm.time_step_rank": rank,
@@ -43,7 +44,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     _add_inner_norms(result, config)
     add_ends(result, checkpoint, "backbone.embeddings.weight", "backbone.norm_f.weight")
     for i in range(layers):
-        _add_layer(result, checkpoint, i)
+        add_layer(result, checkpoint, i, add_mixer)
     return result
 
 
@@ -58,13 +59,6 @@ def _add_inner_norms(result: Plan, config: Config) -> None:
                 f"for keelback only: dt, B and C are normalised with an epsilon of {eps:g}; "
                 "llama.cpp takes the model's, and its logits will differ"
             )
-
-
-def _add_layer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
-    d_model = result.keys["embedding_length"]
-    norm = checkpoint.require(f"backbone.layers.{i}.norm.weight", d_model)
-    result.add(f"blk.{i}.attn_norm.weight", (d_model,), norm)
-    add_mixer(result, checkpoint, f"backbone.layers.{i}.mixer", f"blk.{i}")
 
 
 def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str) -> None:

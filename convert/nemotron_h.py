@@ -8,11 +8,19 @@ from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .experts import add_experts
-from .layers import SPELLINGS, add_linear, add_mlp, add_norm, layer_types
+from .layers import (
+    SPELLINGS,
+    add_attention,
+    add_linear,
+    add_mlp,
+    add_norm,
+    head_counts,
+    layer_types,
+)
 from .mamba import CONTEXT_LENGTH, add_ends
 from .mamba2 import add_mixer, remark_limit
 from .plan import Plan
-from .rope import rope_of, side_by_side
+from .rope import rope_of
 
 MODEL_TYPES = ("nemotron_h",)
 
@@ -81,13 +89,7 @@ def _layers(config: Config) -> list[str]:
 
 
 def _attention_keys(config: Config, kinds: list[str]) -> dict[str, Any]:
-    heads = config.count("num_attention_heads", 32)
-    key_heads = config.count("num_key_value_heads", heads)
-    if heads % key_heads:
-        raise InvalidFile(
-            f"{config.path}: num_attention_heads is {heads}, which does not go with "
-            f"num_key_value_heads {key_heads}"
-        )
+    heads, key_heads = head_counts(config)
     d_head = config.count("head_dim", config.count("attention_head_dim", 128))
     eps = config.number("layer_norm_epsilon", 1e-5)
     keys: dict[str, Any] = {
@@ -123,11 +125,17 @@ def _mixer_keys(config: Config) -> dict[str, Any]:
 def _expert_keys(config: Config) -> dict[str, Any]:
     experts, used = config.count("n_routed_experts", 8), config.count("num_experts_per_tok", 2)
     groups, groups_used = config.count("n_group", 1), config.count("topk_group", 1)
-    if experts % groups or groups_used > groups or used > experts // groups * groups_used:
+    each = experts // groups
+    # Groups are told apart by the best two of each.
+    uneven = experts % groups or (groups > 1 and each < 2)
+    if uneven or groups_used > groups or used > each * groups_used:
         raise InvalidFile(
             f"{config.path}: num_experts_per_tok is {used}, which does not go with "
             f"n_routed_experts {experts}, n_group {groups} and topk_group {groups_used}"
         )
+    if groups_used == groups:
+        # All of them are no choice, and llama.cpp stops at such a file.
+        groups = groups_used = 1
     keys = {
         "expert_count": experts, "expert_used_count": used,
         "expert_group_count": groups, "expert_group_used_count": groups_used,
@@ -143,17 +151,11 @@ def _expert_keys(config: Config) -> dict[str, Any]:
 
 
 def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
-    """Rows of queries and keys are rearranged as if positions turned them, as llama.cpp does."""
-    keys = result.keys
+    """llama.cpp lays pairs side by side here too, though nothing turns them."""
+    keys, hf = result.keys, f"model.layers.{i}.mixer"
     d_model, d_head = keys["embedding_length"], keys["attention.key_length"]
-    heads, key_heads = keys["attention.head_count"], keys["attention.head_count_kv"][i]
-    for name, gguf, count in (
-        ("q", "q", heads), ("k", "k", key_heads), ("v", "v", key_heads), ("o", "output", heads),
-    ):  # fmt: skip
-        shape = (d_model, count * d_head) if name == "o" else (count * d_head, d_model)
-        order = side_by_side(count, d_head, d_head) if name in "qk" else None
-        hf = f"model.layers.{i}.mixer.{name}_proj"
-        add_linear(result, checkpoint, hf, f"blk.{i}.attn_{gguf}", *shape, order)
+    counts = keys["attention.head_count"], keys["attention.head_count_kv"][i]
+    add_attention(result, checkpoint, hf, f"blk.{i}", d_model, counts, d_head, paired=d_head)
 
 
 def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:

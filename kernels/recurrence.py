@@ -17,6 +17,8 @@ from .op import OPTIONAL_VECTOR, ROWS, STATE, Op, ShapeError, Weight, expect, ex
 
 #: How a value head finds its key head: h // r, or h mod key heads.
 GROUPED, TILED = 0, 1
+#: Rows whose decays by key a kernel works out at once.
+DECAYED = 16
 
 
 def recurrence_shape(
@@ -97,6 +99,19 @@ def _variant(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
     return f"{attributes['decay']}_{attributes['erase']}"
 
 
+def decay_memory(d_key: int) -> tuple[int, int]:
+    """How a kernel lays out decays by key, and behind them their products with the keys, in bytes.
+
+    Returns where the latter begin, and the end.
+    """
+    return 4 * DECAYED * d_key, 8 * DECAYED * d_key
+
+
+def _scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], rows: int) -> int:
+    d_key = operands["k"].width // attributes["key_heads"]
+    return decay_memory(d_key)[-1] if attributes["decay"] == "key" else 0
+
+
 OPS = (
     Op(
         "recurrence",
@@ -114,5 +129,6 @@ OPS = (
         recurrence,
         ("heads", "key_heads", "mapping"),
         _variant,
+        _scratch,
     ),
 )

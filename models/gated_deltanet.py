@@ -6,6 +6,7 @@ attention stands in place of the mixer: where `attention.head_count_kv` is not 0
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ..kernels.rotary import halves
@@ -21,6 +22,12 @@ ARCHITECTURE = "gated-deltanet"
 
 def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
     """Return the logits of the rows that were asked for: (R, vocabulary)."""
+    eps = p.number("attention.layer_norm_rms_epsilon")
+    return trunk(g, p, w, lambda blk, i, x: delta.mixer(g, p, blk, i, x, eps=eps))
+
+
+def trunk(g: Graph, p: Hyperparameters, w: Any, mixer: Callable[[Any, int, Value], Value]) -> Value:
+    """All of the model; mixer: of a layer's tensors, its number and its input."""
     d_model = p.count("embedding_length")
     d_ff = p.count("feed_forward_length")
     layers = p.count("block_count")
@@ -32,7 +39,7 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
         if key_heads:
             h = g.add(h, _attention(g, p, w, i, x, key_heads))
         else:
-            h = g.add(h, delta.mixer(g, p, blk, i, x, eps=eps))
+            h = g.add(h, mixer(blk, i, x))
         x = g.rms_norm(h, blk.ffn_norm, eps=eps)
         y = gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
         h = g.add(h, y)
@@ -42,7 +49,7 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
 def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads: int) -> Value:
     """x: the normalised residual stream (T, D). Returns what layer i adds to it, (T, D)."""
     d_model, layers = p.count("embedding_length"), p.count("block_count")
-    heads = p.per_layer("attention.head_count", layers)[i]
+    heads = p.heads(i)
     d_head = p.divide(d_model, "attention.head_count", heads)
     q, k, v = queries_keys_values(g, w.blk[i], x, d_model, *2 * [key_heads * d_head])
     q = rotate(g, p, w, q, heads=heads, count=d_head, pairs=halves)

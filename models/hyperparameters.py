@@ -91,7 +91,7 @@ class Hyperparameters:
 
     def divide(self, whole: int, key: str, parts: int) -> int:
         """`whole / parts` where a key's value has to divide evenly."""
-        if not parts or whole % parts:
+        if whole % parts:
             raise self._bad(key, parts, f"a divisor of {whole}")
         return whole // parts
 

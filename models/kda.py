@@ -1,7 +1,8 @@
 """Kimi Delta Attention: a delta rule whose state forgets at another rate for every key channel.
 
-Source: arXiv 2510.26692, and the models `kimi_linear` and `bailing_hybrid` of transformers. Forget
-gate and output gate come from a matrix, or from two with a narrow row between them.
+Source: arXiv 2510.26692, `kimi_linear` and `bailing_hybrid` of transformers, and the model `kda` of
+flash-linear-attention, whose layers are otherwise those of its Gated DeltaNet. Forget gate and
+output gate come from a matrix, or from two with a narrow row between them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 from ..kernels.recurrence import GROUPED
+from . import gated_deltanet
+from .blocks import queries_keys_values
 from .graph import Graph, Value
 from .hyperparameters import Hyperparameters
 
+ARCHITECTURE = "kda"
+
 #: The epsilon under the root of the L2 norm of queries and keys, fixed in the reference.
 L2_EPS = 1e-6
+
+
+def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
+    """Return the logits of the rows that were asked for: (R, vocabulary)."""
+    return gated_deltanet.trunk(g, p, w, lambda blk, i, x: mixer(g, p, blk, i, x, safe=False))
 
 
 def mixer(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, *, safe: bool) -> Value:
@@ -21,16 +31,19 @@ def mixer(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, *, safe: boo
 
     safe: whether decays have a lower bound where the file does not say it.
     """
-    heads = p.heads(i)
-    d_head = p.count("kda.head_dim")
-    d_inner = heads * d_head
+    heads, d_key = p.heads(i), p.count("kda.head_dim")
+    key_heads = p.count("ssm.group_count", heads)
+    d_inner = p.count("ssm.inner_size", heads * d_key)
+    d_value = p.divide(d_inner, "attention.head_count", heads)
     eps = p.number("attention.layer_norm_rms_epsilon")
 
-    q, k, v = _queries_keys_values(g, p, blk, i, x, d_inner)
-    q = g.l2_norm(q, eps=L2_EPS, groups=heads, scale=d_head**-0.5)
-    k = g.l2_norm(k, eps=L2_EPS, groups=heads, scale=1.0)
-    beta = g.sigmoid(g.linear(x, blk.ssm_beta, width=heads))
-    f = _projected(g, x, blk.ssm_f_a, blk.ssm_f_b, d_head, d_inner)
+    parts = queries_keys_values(g, blk, x, *2 * [key_heads * d_key], d_inner)
+    q, k, v = _convolved(g, p, blk, i, parts)
+    q = g.l2_norm(q, eps=L2_EPS, groups=key_heads, scale=d_key**-0.5)
+    k = g.l2_norm(k, eps=L2_EPS, groups=key_heads, scale=1.0)
+    strongest = 2.0 if p.flag("ssm.allow_neg_eigval", False) else 1.0
+    beta = g.sigmoid(g.linear(x, blk.ssm_beta, width=heads), scale=strongest)
+    f = _projected(g, x, blk.ssm_f_a, blk.ssm_f_b, d_value, heads * d_key)
     if p.flag("kda.safe_gate", safe):
         bound = -p.negative("kda.gate_lower_bound")
         rates = None
@@ -39,31 +52,26 @@ def mixer(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, *, safe: boo
         rates = blk.ssm_a
         decay = g.softplus(f, blk.ssm_dt.bias)
 
-    state = g.state(f"blk.{i}.ssm", heads, d_head, d_head)
+    state = g.state(f"blk.{i}.ssm", heads, d_key, d_value)
     o = g.recurrence(
         q, k, v, decay, beta, state, rates,
-        heads=heads, key_heads=heads, mapping=GROUPED, decay="key", erase="tied",
+        heads=heads, key_heads=key_heads, mapping=GROUPED, decay="key", erase="tied",
     )  # fmt: skip
-    gate = _projected(g, x, blk.ssm_g_a, blk.ssm_g_b, d_head, d_inner)
+    gate = _projected(g, x, blk.ssm_g_a, blk.ssm_g_b, d_value, d_inner)
     o = g.gated(g.rms_norm(o, blk.ssm_norm, eps=eps, groups=heads), gate)
     return g.linear(o, blk.attn_output, width=p.count("embedding_length"))
 
 
-def _queries_keys_values(
-    g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, d_inner: int
-) -> list[Value]:
-    """Three projections, or one of them all, each with a short convolution behind it."""
-    if blk.attn_qkv.find():
-        parts = g.split(g.linear(x, blk.attn_qkv, width=3 * d_inner), *[d_inner] * 3)
-    else:
-        matrices = (blk.attn_q, blk.attn_k, blk.attn_v)
-        parts = [g.linear(x, matrix, width=d_inner) for matrix in matrices]
-    taps = p.count("ssm.conv_kernel")
+def _convolved(g: Graph, p: Hyperparameters, blk: Any, i: int, parts: list[Value]) -> list[Value]:
+    """Queries, keys and values, each through a short convolution where the model has those."""
+    taps = p.count("ssm.conv_kernel", None)
+    if taps is None:
+        return [g.silu(part) for part in parts]
     filters = (blk.ssm_conv1d_q, blk.ssm_conv1d_k, blk.ssm_conv1d_v)
-    windows = [g.state(f"blk.{i}.conv_{part}", taps - 1, d_inner) for part in "qkv"]
+    names = (f"blk.{i}.conv_{part}" for part in "qkv")
     return [
-        g.causal_conv(part, window, weight, taps=taps, silu=1)
-        for part, window, weight in zip(parts, windows, filters, strict=True)
+        g.causal_conv(part, g.state(name, taps - 1, part.width), weight, taps=taps, silu=1)
+        for part, name, weight in zip(parts, names, filters, strict=True)
     ]
 
 

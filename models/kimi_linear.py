@@ -67,11 +67,12 @@ def _feed_forward(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:
         )
     d_ff = p.count("expert_feed_forward_length")
     groups = p.count("expert_group_count", 1)
+    groups_used = p.count("expert_group_used_count", groups) if groups > 1 else 1
     y = mixture(
         g, x, blk, used=p.count("expert_used_count"), width=d_ff, d_model=d_model,
         gating=_GATINGS[gating], normalise=int(p.flag("expert_weights_norm", True)), eps=1e-20,
         scale=p.number("expert_weights_scale", 1.0),
-        groups=groups, groups_used=p.count("expert_group_used_count", groups),
+        groups=groups, groups_used=groups_used,
     )  # fmt: skip
     if not blk.ffn_gate_shexp.find():
         return y

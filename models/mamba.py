@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from .graph import Graph, Value
-from .head import logits
 from .hyperparameters import Hyperparameters
+from .mamba_ssm import stack
 
 ARCHITECTURE = "mamba"
 
@@ -17,12 +18,7 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
     # Falcon-Mamba's norms have no weights.
     norms = (None, None, None) if p.flag("ssm.dt_b_c_rms", False) else ()
     mixer_eps = p.number("ssm.dt_b_c_rms_epsilon", eps)
-    h = g.embedding(w.token_embd, width=p.count("embedding_length"))
-    for i in range(p.count("block_count")):
-        blk = w.blk[i]
-        x = g.rms_norm(h, blk.attn_norm, eps=eps)
-        h = g.add(h, mixer(g, p, blk, i, x, norms=norms, eps=mixer_eps))
-    return logits(g, h, w, eps)
+    return stack(g, p, w, partial(mixer, norms=norms, eps=mixer_eps))
 
 
 def mixer(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ..kernels.norm import GATE_FIRST
 from ..kernels.recurrence import GROUPED
 from .graph import Graph, Value
-from .head import logits
 from .hyperparameters import Hyperparameters
+from .mamba_ssm import stack
 
 ARCHITECTURE = "mamba2"
 
@@ -16,11 +17,7 @@ ARCHITECTURE = "mamba2"
 def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
     """Return the logits of the rows that were asked for: (R, vocabulary)."""
     eps = p.number("attention.layer_norm_rms_epsilon")
-    h = g.embedding(w.token_embd, width=p.count("embedding_length"))
-    for i in range(p.count("block_count")):
-        blk = w.blk[i]
-        h = g.add(h, mixer(g, p, blk, i, g.rms_norm(h, blk.attn_norm, eps=eps), eps=eps))
-    return logits(g, h, w, eps)
+    return stack(g, p, w, partial(mixer, eps=eps))
 
 
 def mixer(

@@ -46,7 +46,7 @@ def _attention(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, key_hea
     """x: the normalised residual stream (T, D). Returns what layer i adds to it, (T, D)."""
     d_model, d_head = p.count("embedding_length"), p.count("attention.key_length")
     d_value = p.count("attention.value_length", d_head)
-    heads = max(1, p.per_layer("attention.head_count", p.count("block_count"))[i])
+    heads = p.heads(i)
     widths = heads * d_head, key_heads * d_head, key_heads * d_value
     q, k, v = queries_keys_values(g, blk, x, *widths)
     y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=d_head**-0.5)

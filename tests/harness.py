@@ -196,10 +196,8 @@ class Case:
         """A machine that plays the case."""
         return Machine(*self.build(), backend, repack, self.types)
 
-    def play(self, machine: Machine, threads: int = 1, delay: int = 0) -> Played:
-        """One forward over all sequences, from the states the case begins with."""
-        machine.backend.threads, machine.backend.delay_seed = threads, delay
-        poison(machine.backend)
+    def begin(self, machine: Machine) -> list[State]:
+        """The states that the case begins with, one a sequence."""
         sequences = [machine.fresh() for _ in self.lengths]
         for i, state in enumerate(sequences):
             state.position = self.past[i] if self.past else 0
@@ -212,6 +210,13 @@ class Case:
                 view.write(self.caches[place.ref.name][i])
             for slot, values in self.states.items():
                 state.tensors()[slot][:] = values[i]
+        return sequences
+
+    def play(self, machine: Machine, threads: int = 1, delay: int = 0) -> Played:
+        """One forward over all sequences."""
+        machine.backend.threads, machine.backend.delay_seed = threads, delay
+        poison(machine.backend)
+        sequences = self.begin(machine)
         ids = np.arange(sum(self.lengths)) if self.ids is None else self.ids
         parts = np.split(ids, np.cumsum(self.lengths)[:-1])
         rows = machine.forward(parts, sequences, self.outputs)

@@ -45,15 +45,16 @@ LENGTH = 64
 TRAINED = ("mamba-tiny-lit", "mamba2-tiny")
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 
-# llama.cpp's own converter, unchanged but for three things it cannot do: it puts a vocabulary of
+# llama.cpp's own converter, unchanged but for four things it cannot do: it puts a vocabulary of
 # 50,000 tokens into a model that has no tokenizer, it knows pre-tokenizers only by a hash of ids,
-# which leaves out every vocabulary that was not published, and it does not convert a Qwen without
-# layers that guess further tokens unless told so.
+# which leaves out every vocabulary that was not published, it does not convert a Qwen without
+# layers that guess further tokens unless told so, and of some models it asks for keys that a
+# transformers that knows them has renamed before it sees them.
 CONVERTER = """
 import json, runpy, sys, traceback
 source, jobs = sys.argv[1], json.loads(sys.argv[2])
 sys.path[:0] = [source, source + "/gguf-py"]
-from conversion.base import TextModel
+from conversion.base import ModelBase, TextModel
 import importlib, pkgutil
 import conversion
 for module in pkgutil.iter_modules(conversion.__path__):
@@ -74,6 +75,14 @@ def get_vocab_base_pre(self, tokenizer):
         return job["pre"]
 
 TextModel.get_vocab_base_pre = get_vocab_base_pre
+understood = ModelBase.load_hparams
+
+def load_hparams(folder, *form):
+    if job["as_written"]:
+        return json.loads((folder / "config.json").read_text("utf-8"))
+    return understood(folder, *form)
+
+ModelBase.load_hparams = staticmethod(load_hparams)
 conversion.qwen._QwenMtpMixin.no_mtp = True
 def every(kind):
     yield kind
@@ -113,9 +122,14 @@ def is_representable(variant: tiny.Variant) -> bool:
 TINY = tuple(name for name, variant in tiny.VARIANTS.items() if is_representable(variant))
 # What their converter misreads: a Granite with rotary positions has none for it unless all layers
 # are attention, layers are not called as transformers 5 does it, and of Bamba's heads, which are
-# turned in part, it rearranges the whole. The files it makes of the second and
-# third load all the same.
+# turned in part, it rearranges the whole. The files it makes of the second and the third load all
+# the same.
 MISREAD = ("granite-rope", "granite-q8", "bamba-grouped")
+AS_WRITTEN = tuple(
+    name
+    for name in TINY
+    if (family := tiny.FAMILIES.get(tiny.VARIANTS[name].model_type)) and family.as_written
+)
 MISREAD += tuple(name for family in tiny.FAMILIES.values() for name in family.misread)
 # llama.cpp wants a bias of the convolution. Our converter writes zeros, theirs nothing.
 BIASED = tuple(
@@ -168,6 +182,7 @@ class Files:
                 "target": str(self.folder / f"{name}-{outtype}-theirs.gguf"),
                 "outtype": outtype,
                 "pre": GGUF(self.ours(name)).metadata.get("tokenizer.ggml.pre"),
+                "as_written": name in AS_WRITTEN,
             }
             for name in (*BIASED, *MISREAD[1:], *(TRAINED if SHARED else ()))
             for outtype in OUTTYPES

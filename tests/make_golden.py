@@ -1,7 +1,7 @@
 """Make golden/<name>.npz: the logits of the tiny checkpoints according to the reference libraries.
 
     python tests/make_golden.py --family mamba,falcon_mamba,mamba2,granitemoehybrid,bamba
-    python tests/make_golden.py --family gated_deltanet
+    python tests/make_golden.py --family gated_deltanet,kda
 
 The first line needs torch and transformers, the second flash-linear-attention.
 
@@ -43,6 +43,8 @@ IN_MEMORY = {
     "block_sparse_moe.experts.down_proj": "block_sparse_moe.output_linear.weight",
     "block_sparse_moe.router.weight": "block_sparse_moe.router.layer.weight",
 }
+#: Families of flash-linear-attention.
+FLA = ("gated_deltanet", "kda")
 #: Families whose cache goes by the name that attention gave it.
 HYBRIDS = ("gated_deltanet", "granitemoehybrid", "bamba")
 
@@ -94,7 +96,7 @@ def versions(family: str) -> str:
     """The implementation behind a family and its versions, in words."""
     names = ["transformers", "torch"]
     how = "CPU, float32"
-    if family == "gated_deltanet":
+    if family in FLA:
         names = ["flash-linear-attention", "triton", *names]
         how = "fused_recurrent mode in Triton's interpreter, CPU, float32"
     return ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names) + f"; {how}"
@@ -203,7 +205,7 @@ def main() -> None:
         parser.error(f"--family takes {', '.join(sorted(known))}; --length 1 to 64")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
-    if "gated_deltanet" in families:
+    if not set(families).isdisjoint(FLA):
         use_triton_interpreter()
         import fla  # noqa: F401  (registers the model type with transformers)
 

@@ -76,7 +76,7 @@ def test_checkpoints_that_cannot_be_converted_get_a_sentence(tmp_path, name, att
     [
         ("attention.head_count_kv", [0, 3, 0], r"blk\.1\.attn_k"),
         ("attention.head_count_kv", None, r"lacks the tensor blk\.1\.attn_qkv"),
-        ("attention.head_count", [0, 0, 0], "head_count is 0, not a divisor of 40"),
+        ("attention.head_count", [0, 0, 0], "head_count is 0, not a whole number above zero"),
         ("attention.sliding_window_pattern", [1, 0, 1], "3 times true or false"),
     ],
 )

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness import Case, Tensors, error_ratio, no_notice
+from harness import Case, Machine, Played, Tensors, error_ratio, no_notice, poison
 from keelback.engine.backend import MAX_ROWS
 from keelback.engine.cpu import CpuBackend
 from keelback.engine.lowering import lower
 from keelback.engine.state import Layout
 from keelback.engine.weights import WeightStore
 from keelback.kernels import jit
-from keelback.kernels.experts import SIGMOID
+from keelback.kernels.experts import SIGMOID, SOFTMAX
 from keelback.kernels.formats.blocks import (
     BF16,
     F16,
@@ -202,16 +202,21 @@ def _scans() -> None:
 def _recurrences() -> None:
     shapes = (
         (1, 1, 1, 1), (2, 1, 3, 17), (3, 3, 17, 31), (4, 2, 33, 3), (6, 3, 31, 33), (2, 2, 65, 63),
-        (1, 1, 3, 257),
+        (1, 1, 3, 257), (1, 1, 512, 70),
     )  # fmt: skip
     for decay in ("head", "key"):
         for erase in ("none", "tied"):
             for i, (heads, key_heads, d_key, d_value) in enumerate(shapes):
+                # Decays by key are worked out some rows ahead; the last ones are more than that.
+                lengths = LENGTHS if i < 5 else (35, 2)
+                rows = sum(lengths)
                 # Keys of length 1, as the delta rule wants them: longer ones make it diverge.
-                k = normal((i, 25), T, key_heads, d_key)
-                k = (k / np.linalg.norm(k, axis=2, keepdims=True)).reshape(T, -1)
+                k = normal((i, 25), rows, key_heads, d_key)
+                k = (k / np.linalg.norm(k, axis=2, keepdims=True)).reshape(rows, -1)
                 decays = heads * (d_key if decay == "key" else 1)
-                weights = {"a": -uniform((i, 26), 0.2, 2, heads)}
+                dt = uniform((i, 30), 1e-3, 0.5, rows, decays)
+                # Without a rate, the logarithm of the decay itself.
+                weights = {"a": -uniform((i, 26), 0.2, 2, heads)} if i % 4 < 3 else {}
                 if i % 2:
                     weights["d"] = normal((i, 27), heads)
                 mapping = TILED if i % 3 else GROUPED
@@ -219,17 +224,18 @@ def _recurrences() -> None:
                     f"recurrence-{decay}-{erase}-{heads}/{key_heads}-{d_key}x{d_value}",
                     "recurrence",
                     rows={
-                        "q": normal((i, 28), T, key_heads * d_key), "k": k,
-                        "v": normal((i, 29), T, heads * d_value),
-                        "dt": uniform((i, 30), 1e-3, 0.5, T, decays),
-                        "beta": uniform((i, 31), 0.05, 1, T, heads),
+                        "q": normal((i, 28), rows, key_heads * d_key), "k": k,
+                        "v": normal((i, 29), rows, heads * d_value),
+                        "dt": dt if "a" in weights else -dt,
+                        "beta": uniform((i, 31), 0.05, 1, rows, heads),
                     },
                     weights=weights,
-                    states={"state": normal((i, 32), len(LENGTHS), heads, d_key, d_value)},
+                    states={"state": normal((i, 32), len(lengths), heads, d_key, d_value)},
                     attributes={
                         "heads": heads, "key_heads": key_heads, "mapping": mapping,
                         "decay": decay, "erase": erase,
                     },
+                    lengths=lengths,
                 )  # fmt: skip
 
 
@@ -420,6 +426,56 @@ def test_weights_that_stay_as_they_are_give_the_same_bits(name):
     packed = tried.play(tried.machine())
     for threads in (1, 3):
         assert tried.play(tried.machine(repack=False), threads).same_bits(packed)
+
+
+def _in_pieces(tried: Case, machine: Machine, cuts: np.random.Generator) -> Played:
+    """A case in many forwards, its sequences cut at random."""
+    count, states = len(tried.lengths), tried.begin(machine)
+    parts = np.split(np.arange(sum(tried.lengths)), np.cumsum(tried.lengths)[:-1])
+    left = [np.split(ids, np.flatnonzero(cuts.random(len(ids)) < 0.2)) for ids in parts]
+    rows: list[list[np.ndarray]] = [[] for _ in parts]
+    while any(left):
+        poison(machine.backend)
+        here = [i for i in range(count) if left[i] and cuts.random() < 0.7]
+        pieces = {i: left[i].pop(0) for i in here}
+        here = [i for i in here if len(pieces[i])]
+        if here:
+            ids, beside = [pieces[i] for i in here], [states[i] for i in here]
+            found = np.split(machine.forward(ids, beside), np.cumsum([len(p) for p in ids])[:-1])
+            for i, part in zip(here, found, strict=True):
+                rows[i].append(part)
+    whole = np.concatenate([part for parts in rows for part in parts])
+    return Played(whole, [state.block for state in states], [])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if name.startswith(("expert", "head_linear", "recurrence"))]
+)
+def test_pieces_give_the_bits_of_one_forward(name):
+    tried = CASES[name]
+    machine = tried.machine()
+    whole, random = tried.play(machine), np.random.default_rng(len(name))
+    for _ in range(3):
+        assert _in_pieces(tried, machine, random).same_bits(whole)
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("gating", [SOFTMAX, SIGMOID])
+def test_a_router_names_different_experts_whatever_the_scores(gating, biased, groups):
+    # A number out of range would be read from, or written to, outside of the matrices.
+    scores = normal(52, 8, 40)
+    for row, value in enumerate((np.nan, np.inf, -np.inf, np.finfo(np.float32).min, 1e-45)):
+        scores[row] = value
+    scores[5, ::3], scores[6, 1::2], scores[7, :39] = np.nan, -np.inf, np.nan
+    bias = np.where(np.arange(40) % 7, 0, np.float32(-np.inf))
+    tried = Case(
+        catalogue()["route"], rows={"scores": scores}, weights={"bias": bias} if biased else {},
+        attributes={"used": 12, "gating": gating, "groups": groups, "groups_used": groups // 2 + 1},
+        lengths=(8,),
+    )  # fmt: skip
+    for chosen in tried.play(tried.machine()).rows[:, :12]:
+        assert set(chosen) <= set(range(40)) and len(set(chosen)) == 12
 
 
 @pytest.mark.parametrize("block", sorted(QUANTIZED, key=lambda block: block.name))

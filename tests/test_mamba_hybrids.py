@@ -47,18 +47,19 @@ def with_others(theirs: Tensors) -> Tensors:
 
 
 def by_list(theirs: Config) -> Config:
-    """transformers before 5: a list that has no number of layers beside it."""
+    """A list of layers, with no number of them beside it, and another name for heads' size."""
     kinds = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
-    rest = {k: v for k, v in theirs.items() if k not in ("num_hidden_layers", "norm_eps")}
+    rest = {k: v for k, v in theirs.items() if k not in ("num_hidden_layers", "head_dim")}
+    rest["attention_head_dim"] = theirs["head_dim"]
     return rest | {
         "layers_block_type": [kinds[mark] for mark in rest.pop("hybrid_override_pattern")]
     }
 
 
 def saved_by_5(theirs: Config) -> Config:
-    rest = {key: value for key, value in theirs.items() if key not in ("rope_theta", "head_dim")}
+    rest = {key: value for key, value in theirs.items() if key != "rope_theta"}
     rope = {"rope_theta": theirs["rope_theta"], "rope_type": "default"}
-    return rest | {"rope_parameters": rope, "head_dim": theirs["head_dim"], "mamba_d_head": "auto"}
+    return rest | {"rope_parameters": rope, "mamba_d_head": "auto"}
 
 
 EARLY_JAMBA = (
@@ -70,6 +71,9 @@ EARLY_JAMBA = (
 LAYOUTS = {
     "list": Layout("nemotron-latent", config=by_list),
     "stacked": Layout("nemotron-moe", tensors=as_in_memory("nemotron-moe")),
+    "all groups": Layout(
+        "nemotron-moe", config=lambda theirs: theirs | {"n_group": 3, "topk_group": 3}
+    ),
     "wrapped": Layout(
         "nemotron-moe",
         config=lambda theirs: {"model_type": "NemotronH_Nano_VL_V2", "llm_config": theirs},
@@ -144,6 +148,7 @@ def test_what_only_keelback_runs_is_said(tmp_path: Path, name: str, said: str):
         ("nemotron-moe", {"n_groups": 3}, "no multiple of n_groups"),
         ("nemotron-moe", {"num_experts_per_tok": 7}, "num_experts_per_tok is 7"),
         ("nemotron-moe", {"n_group": 4}, "n_group 4"),
+        ("nemotron-moe", {"n_group": 6, "topk_group": 3}, "n_group 6"),
         ("nemotron-moe", {"n_group": 2, "topk_group": 3}, "topk_group 3"),
         ("nemotron-moe", {"moe_latent_size": 12}, r"lacks the tensor .*fc1_latent_proj"),
         ("nemotron-moe", {"norm_topk_prob": 1}, "norm_topk_prob is 1"),

@@ -52,6 +52,7 @@ class Family:
     misread    variants that it runs from our file alone: its converter makes other models of them
     said       variants of which the converter says that only keelback runs them
     intervals  ends of names -> what tensors are drawn from, where it is not what others are
+    as_written whether llama.cpp's converter has to read config.json without transformers
     """
 
     model_type: str
@@ -63,6 +64,7 @@ class Family:
     misread: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
     intervals: tuple[tuple[tuple[str, ...], float, float], ...] = ()
+    as_written: bool = False
 
 
 _COMMON: dict[str, Any] = {
@@ -267,6 +269,8 @@ _add("granitemoehybrid", "granite-q8", 96, 97, num_attention_heads=6, num_key_va
      mamba_n_heads=12, mamba_d_head=16, mamba_n_groups=2, num_local_experts=5,
      num_experts_per_tok=2, intermediate_size=64, shared_intermediate_size=96,
      position_embedding_type="rope", gain={"router": 3})
+_add("granitemoehybrid", "granite-q8-32", 96, 97, num_attention_heads=3, num_key_value_heads=1,
+     mamba_n_heads=12, mamba_d_head=16, intermediate_size=96, shared_intermediate_size=96)
 _add("bamba", "bamba-grouped", 48, 67, num_attention_heads=4, num_key_value_heads=2,
      mamba_n_heads=8, mamba_d_head=12, mamba_n_groups=2, intermediate_size=76, attn_rotary_emb=6)
 _add("bamba", "bamba-bias", 48, 53, num_attention_heads=3, num_key_value_heads=3,
@@ -305,7 +309,7 @@ _BRANCH_ENDS = (
 _BRANCH_GAIN = 0.25
 
 
-def _draw(variant: Variant, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def draw(variant: Variant, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One tensor in float32, from a stream of its own so that it never depends on the others."""
     rng = np.random.RandomState(zlib.crc32(f"{variant.name}/{name}".encode()))
     low, high = -math.sqrt(3 / shape[-1]), math.sqrt(3 / shape[-1])  # variance 1 / fan_in
@@ -332,7 +336,7 @@ def _tensors(variant: Variant) -> dict[str, np.ndarray]:
     shapes = dict(SHAPES[variant.model_type](variant.config))
     if not variant.config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (variant.config["vocab_size"], variant.config["hidden_size"])
-    tensors = {name: _draw(variant, name, shape) for name, shape in shapes.items()}
+    tensors = {name: draw(variant, name, shape) for name, shape in shapes.items()}
     if variant.float8:
         for name, shape in shapes.items():
             if is_float8(name, shape):

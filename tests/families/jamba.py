@@ -118,7 +118,8 @@ FAMILIES = [
                 "mamba_dt_rank": 3, "rms_norm_eps": 1e-4, "tie_word_embeddings": True,
                 "gain": {"x_proj": 0.03},
             }),
-            # Experts in every layer, more of them, and an inner size that is not twice the other.
+            # Experts in every layer, more of them, and an inner size that is not twice the other:
+            # llama.cpp ends at such a file, with all that runs beside it.
             ("jamba-bias", 36, 59, {
                 "num_hidden_layers": 2, "attn_layer_period": 2, "expert_layer_period": 1,
                 "expert_layer_offset": 0, "num_attention_heads": 3, "num_key_value_heads": 3,
