@@ -2,8 +2,8 @@
 
     python tests/model_table.py
 
-runs every tiny checkpoint against its golden logits and writes the table anew. tests/test_goldens.py
-then holds every checkpoint to the error that its row admits to.
+runs every tiny checkpoint against its golden logits and writes the table anew; test_goldens.py then
+holds every checkpoint to the error that its row admits to.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 GOLDEN = Path(__file__).parent / "golden"
 BEGIN, END = "<!-- models: tests/model_table.py -->\n", "<!-- end of models -->\n"
-HEADER = "| GGUF architecture | Models | model_type | held against | worst error |\n|---|---|---|---|---|\n"
+HEADER = (
+    "| GGUF architecture | Models | model_type | held against | worst error |\n"
+    "|---|---|---|---|---|\n"
+)
 #: What people call the models of an architecture.
 MODELS = {
     "mamba": "Mamba, Falcon-Mamba",
