@@ -26,7 +26,7 @@ MODEL_TYPES = tuple(_ARCHITECTURES)
 #: Qwen3.5's sections of M-RoPE, which llama.cpp wants to know for text as well.
 _SECTIONS = [11, 11, 10]
 #: The epsilon under the root of the L2 norm of queries and keys, whatever rms_norm_eps says.
-L2_EPS = 1e-6
+_L2_EPS = 1e-6
 #: What a mixer's parts are called, by their names in a GGUF file.
 _MIXER = {
     "attn_qkv": ("in_proj_qkv",), "attn_gate": ("in_proj_z",), "ssm_conv1d": ("conv1d",),
@@ -162,9 +162,9 @@ def _remark(result: Plan, config: Config) -> None:
             f"for keelback only: linear attention has keys of {d_key} numbers and values of "
             f"{d_value}"
         )
-    if keys["attention.layer_norm_rms_epsilon"] != L2_EPS:
+    if keys["attention.layer_norm_rms_epsilon"] != _L2_EPS:
         result.remark(
-            f"for keelback only: queries and keys of linear attention are normed with {L2_EPS}, "
+            f"for keelback only: queries and keys of linear attention are normed with {_L2_EPS}, "
             "where llama.cpp takes rms_norm_eps"
         )
     if config.flag("attention_bias", False):

@@ -210,7 +210,8 @@ FAMILIES = [
                 "layer_types": [_FULL, _LINEAR], "head_dim": 64, "num_attention_heads": 2,
                 "num_key_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 32,
                 "linear_value_head_dim": 32, "linear_num_value_heads": 2,
-                "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+                # Rounding then changes the choice of weak experts only.
+                "num_experts": 8, "num_experts_per_tok": 5, "moe_intermediate_size": 64,
                 "shared_expert_intermediate_size": 32, "tie_word_embeddings": True,
                 "rope_parameters": _sections(3, 3, 2), **_ROUTER,
             }),
