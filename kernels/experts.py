@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 
 from .linear import dequantize, weight_type
-from .op import MATRIX, OPTIONAL_VECTOR, ROWS, Kind, Op, Operand, ShapeError, Weight, expect
+from .op import (
+    MATRIX,
+    OPTIONAL_ROWS,
+    OPTIONAL_VECTOR,
+    ROWS,
+    Kind,
+    Op,
+    Operand,
+    ShapeError,
+    Weight,
+    expect,
+)
 
 #: What makes strengths of a router's scores.
 SOFTMAX, SIGMOID = 0, 1
@@ -121,11 +132,6 @@ def _expert_scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], 
     return memory(attributes["experts"], rows * attributes["used"], part)[-1]
 
 
-def _head_scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], rows: int) -> int:
-    heads = attributes["heads"]
-    return memory(heads, rows * heads, operands["x"].width // heads)[-1]
-
-
 def _divide(x: Any, weight: Weight, parts: int) -> int:
     if x.width % parts:
         raise ShapeError(f"{weight.name}: {x.width} values do not divide into {parts} parts")
@@ -136,14 +142,16 @@ def expert_linear_shape(
     x: Any, routes: Any, weight: Weight, *, width: int, used: int, experts: int, parts: int = 1
 ) -> int:
     expect(weight, experts, width, _divide(x, weight, parts))
-    if routes.width != 2 * used or parts not in (1, used):
+    if parts not in (1, used) or (routes is None and used != experts):
+        raise ShapeError(f"{weight.name}: {parts} parts do not go to {used} of {experts} experts")
+    if routes is not None and routes.width != 2 * used:
         raise ShapeError(f"{weight.name}: routes of {routes.width} values do not name {used}")
     return used * width
 
 
 def expert_linear(
     x: np.ndarray,
-    routes: np.ndarray,
+    routes: np.ndarray | None,
     weight: np.ndarray,
     *,
     width: int,
@@ -154,8 +162,9 @@ def expert_linear(
     """W_e x for each chosen expert e, side by side, best first.
 
     x: (T, parts * K) float32, or what `quantize` makes of its parts where W is Q8_0; one part for
-    all experts, or one for each of those chosen. routes: (T, 2 * used). weight: (experts, width,
-    K). Returns (T, used * width).
+    all experts, or one for each of those chosen. routes: (T, 2 * used); without them all matrices
+    are used, in their order: one for every head. weight: (experts, width, K). Returns
+    (T, used * width).
     """
     weight = weight.reshape(experts, width, -1)
     vectors = x.reshape(len(x) * parts, -1)
@@ -163,7 +172,8 @@ def expert_linear(
         vectors = dequantize(vectors)
     vectors = np.broadcast_to(vectors.reshape(len(x), parts, -1), (len(x), used, weight.shape[2]))
     out = np.empty((len(x), used, width), np.float32)
-    for t, chosen in enumerate(routes[:, :used].astype(int)):
+    every = np.tile(np.arange(used), (len(x), 1)) if routes is None else routes[:, :used]
+    for t, chosen in enumerate(every.astype(int)):
         for rank, expert in enumerate(chosen):
             out[t, rank] = weight[expert] @ vectors[t, rank]
     return out.reshape(len(x), used * width)
@@ -187,22 +197,6 @@ def expert_sum(x: np.ndarray, routes: np.ndarray, *, used: int) -> np.ndarray:
     return out
 
 
-def head_linear_shape(x: Any, weight: Weight, *, width: int, heads: int) -> int:
-    expect(weight, heads, width, _divide(x, weight, heads))
-    return heads * width
-
-
-def head_linear(x: np.ndarray, weight: np.ndarray, *, width: int, heads: int) -> np.ndarray:
-    """W_h x_h for every head h, side by side: a matrix for each.
-
-    x: (T, heads * K) float32, or what `quantize` makes of its parts where W is Q8_0. weight:
-    (heads, width, K). Returns (T, heads * width).
-    """
-    routes = np.tile(np.arange(2 * heads, dtype=np.float32), (len(x), 1))
-    sizes = {"width": width, "used": heads, "experts": heads, "parts": heads}
-    return expert_linear(x, routes, weight, **sizes)
-
-
 OPS = (
     Op(
         "route",
@@ -216,7 +210,7 @@ OPS = (
         "expert_linear",
         {
             "x": Operand(Kind.ROWS, against="weight", parts="parts"),
-            "routes": ROWS,
+            "routes": OPTIONAL_ROWS,
             "weight": MATRIX,
         },
         expert_linear_shape,
@@ -226,13 +220,4 @@ OPS = (
         _expert_scratch,
     ),
     Op("expert_sum", {"x": ROWS, "routes": ROWS}, expert_sum_shape, expert_sum, ("used",)),
-    Op(
-        "head_linear",
-        {"x": Operand(Kind.ROWS, against="weight", parts="heads"), "weight": MATRIX},
-        head_linear_shape,
-        head_linear,
-        ("width", "heads"),
-        weight_type,
-        _head_scratch,
-    ),
 )

@@ -32,7 +32,7 @@ from .linear_cpu import MANY, SOME, as_stored, packed
 
 OUT = 0
 SCORES, BIAS = 1, 2
-X, ROUTES = 1, 2
+X, ROUTES, WEIGHT = 1, 2, 3
 FLOAT, VECTOR = 4, 4 * LANES
 SIGMOID, GATHERED = definitions.SIGMOID, definitions.GATHERED
 ZERO = np.float32(0)
@@ -78,46 +78,40 @@ def whole(numbers, index):
 
 
 @inline
-def chosen_expert(op, context, row, rank):
+def expert_of(op, context, row, rank):
+    """The expert of a row's rank; without routes there is one for each."""
+    if not present(op, ROUTES):
+        return rank
     return np.int64(f32(address(op, context, ROUTES) + row * stride(op, ROUTES))[rank])
 
 
 @inline
-def own_expert(op, context, row, rank):
-    return rank
+def sort_pairs(op, context, used, experts, ends, chosen, pairs):
+    """Sort (row, rank) pairs by expert; pair p is row p // used, rank p % used.
 
-
-def _sorter(expert_of):
-    """A function that sorts (row, rank) pairs by expert; pair p is row p // used, rank p % used.
-
-    It writes the pairs, where those of expert e end (ends[e + 1]; they begin at ends[e]), and the
+    Writes the pairs, where those of expert e end (ends[e + 1]; they begin at ends[e]), and the
     experts that have any, whose number it returns. It takes microseconds; so every thread does it
     for itself.
     """
-
-    @inline
-    def sort_pairs(op, context, used, experts, ends, chosen, pairs):
-        for expert in range(experts + 1):
-            i32(ends)[expert] = 0
-        for row in range(rows(op, context)):
-            for rank in range(used):
-                i32(ends)[expert_of(op, context, row, rank) + 1] += 1
-        begin, count = 0, 0
-        for expert in range(experts):
-            length = whole(ends, expert + 1)
-            if length > 0:
-                i32(chosen)[count] = expert
-                count += 1
-            i32(ends)[expert + 1] = begin
-            begin += length
-        for row in range(rows(op, context)):
-            for rank in range(used):
-                end = ends + FLOAT * (expert_of(op, context, row, rank) + 1)
-                i32(pairs)[whole(end, 0)] = row * used + rank
-                i32(end)[0] += 1
-        return count
-
-    return sort_pairs
+    for expert in range(experts + 1):
+        i32(ends)[expert] = 0
+    for row in range(rows(op, context)):
+        for rank in range(used):
+            i32(ends)[expert_of(op, context, row, rank) + 1] += 1
+    begin, count = 0, 0
+    for expert in range(experts):
+        length = whole(ends, expert + 1)
+        if length > 0:
+            i32(chosen)[count] = expert
+            count += 1
+        i32(ends)[expert + 1] = begin
+        begin += length
+    for row in range(rows(op, context)):
+        for rank in range(used):
+            end = ends + FLOAT * (expert_of(op, context, row, rank) + 1)
+            i32(pairs)[whole(end, 0)] = row * used + rank
+            i32(end)[0] += 1
+    return count
 
 
 def _against_all(product):
@@ -143,32 +137,31 @@ def _against_all(product):
     return all_parts
 
 
-def _linear(name, places, product, ready, panel_rows):
+def _linear(name, product, ready, panel_rows):
     """A kernel: each row's part of x times the matrices of its experts.
 
-    places: of an op of PLACES. panel_rows: a matrix's rows are filled up to a multiple of these.
+    panel_rows: a matrix's rows are filled up to a multiple of these.
     """
-    weight_slot, used_at, experts_at, parts_at, expert_of = places
-    one, all_parts, sort_pairs = product(1), _against_all(product), _sorter(expert_of)
+    one, all_parts = product(1), _against_all(product)
 
     @inline
     def own(op, context, thread):
         """Addresses of what `experts.memory` gives room to."""
-        first, pairs = scratch_of(context, thread), rows(op, context) * integer(op, used_at)
-        part = width(op, X) // integer(op, parts_at)
-        chosen, pairs, x, products, end = memory(integer(op, experts_at), pairs, part)
+        first, pairs = scratch_of(context, thread), rows(op, context) * integer(op, 1)
+        part = width(op, X) // integer(op, 3)
+        chosen, pairs, x, products, end = memory(integer(op, 2), pairs, part)
         return first, first + chosen, first + pairs, first + x, first + products, first + end
 
     @inline
     def x_of(op, context, pair):
         """Where the part of x lies that a pair is about."""
-        used, parts = integer(op, used_at), integer(op, parts_at)
+        used, parts = integer(op, 1), integer(op, 3)
         at = address(op, context, X) + pair // used * stride(op, X)
         return at + FLOAT * (width(op, X) // parts) * (pair % used) if parts > 1 else at
 
     @inline
     def out_of(op, context, pair):
-        used = integer(op, used_at)
+        used = integer(op, 1)
         at = address(op, context, OUT) + pair // used * stride(op, OUT)
         return at + FLOAT * integer(op, 0) * (pair % used)
 
@@ -176,7 +169,7 @@ def _linear(name, places, product, ready, panel_rows):
     def gather(op, context, pairs, count, x, step):
         """Put parts side by side."""
         for index in range(count):
-            part = width(op, X) // integer(op, parts_at)
+            part = width(op, X) // integer(op, 3)
             copy(x_of(op, context, whole(pairs, index)), x + index * step, part)
 
     @inline
@@ -190,8 +183,8 @@ def _linear(name, places, product, ready, panel_rows):
     def meet(op, context, thread, weight, pairs, count, row, last):
         """Rows `row` to `last` of a matrix times `count` parts of x."""
         _, _, _, x, products, panel = own(op, context, thread)
-        row_bytes, columns = stride(op, weight_slot), width(op, weight_slot)
-        step = VECTOR * ((width(op, X) // integer(op, parts_at) + LANES - 1) // LANES)
+        row_bytes, columns = stride(op, WEIGHT), width(op, WEIGHT)
+        step = VECTOR * ((width(op, X) // integer(op, 3) + LANES - 1) // LANES)
         if count >= FEW:
             gather(op, context, pairs, count, x, step)
         while row < last:
@@ -207,9 +200,9 @@ def _linear(name, places, product, ready, panel_rows):
                     one(source, row_bytes, at, 0, columns, to, 0, 0, lanes)
             row += LANES
 
-    @kernel(name)
+    @kernel(f"expert_linear.{name}")
     def linear(op, context, thread, threads):
-        outputs, used, experts = integer(op, 0), integer(op, used_at), integer(op, experts_at)
+        outputs, used, experts = integer(op, 0), integer(op, 1), integer(op, 2)
         ends, chosen, pairs, _, _, _ = own(op, context, thread)
         count = sort_pairs(op, context, used, experts, ends, chosen, pairs)
         # A claim is a piece of one matrix.
@@ -217,11 +210,11 @@ def _linear(name, places, product, ready, panel_rows):
         size = min(panels, claim_size(count * panels, threads))
         pieces = (panels + size - 1) // size
         each = LANES * ((panels + pieces - 1) // pieces)
-        matrix = (outputs + panel_rows - 1) // panel_rows * panel_rows * stride(op, weight_slot)
+        matrix = (outputs + panel_rows - 1) // panel_rows * panel_rows * stride(op, WEIGHT)
         block = claim(op, context)
         while block < count * pieces:
             expert, row = whole(chosen, block // pieces), block % pieces * each
-            weight = address(op, context, weight_slot) + expert * matrix
+            weight = address(op, context, WEIGHT) + expert * matrix
             begin, end = whole(ends, expert), whole(ends, expert + 1)
             while begin < end:
                 together, at = min(GATHERED, end - begin), pairs + FLOAT * begin
@@ -230,20 +223,13 @@ def _linear(name, places, product, ready, panel_rows):
             block = claim(op, context)
 
 
-#: By op: the slot of its weight; where its attributes say how many experts a row has, how many
-#: there are, and of how many parts x is; and which expert a pair is for.
-PLACES = {
-    "expert_linear": (3, 1, 2, 3, chosen_expert),
-    "head_linear": (2, 1, 1, 1, own_expert),
-}
-for _op, _places in PLACES.items():
-    for _name, _product in row_products.PRODUCTS.items():
-        _linear(f"{_op}.{_name}", _places, _product, as_stored, 1)
-    for _panel in PANELS.values():
-        _name = _panel.source.name.lower()
-        _product = panel_products.PRODUCTS[_name]
-        _linear(f"{_op}.{_name}", _places, _product, packed(_name, _panel), 1)
-        _linear(f"{_op}.{_name}_panel", _places, _product, as_stored, LANES)
+for _name, _product in row_products.PRODUCTS.items():
+    _linear(_name, _product, as_stored, 1)
+for _panel in PANELS.values():
+    _name = _panel.source.name.lower()
+    _product = panel_products.PRODUCTS[_name]
+    _linear(_name, _product, packed(_name, _panel), 1)
+    _linear(f"{_name}_panel", _product, as_stored, LANES)
 
 
 @kernel("expert_sum")

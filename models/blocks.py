@@ -95,6 +95,12 @@ def attend(
     return g.attention(q, keys, values, scale=scale, window=window, **sizes)
 
 
+def head_linear(g: Graph, x: Value, weight: Any, *, width: int, heads: int) -> Value:
+    """W_h x_h, a matrix for every head. x: (T, heads K). Returns (T, heads width)."""
+    sizes = {"width": width, "used": heads, "experts": heads, "parts": heads}
+    return g.expert_linear(x, None, weight, **sizes)
+
+
 def attend_latent(
     g: Graph, i: int, q: Value, latent: Value, *, heads: int, d_value: int, scale: float
 ) -> Value:

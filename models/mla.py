@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..kernels.errors import InvalidFile
-from .blocks import attend, attend_latent
+from .blocks import attend, attend_latent, head_linear
 from .graph import Graph, Value
 from .hyperparameters import Hyperparameters
 
@@ -61,10 +61,10 @@ def latent_attention(
         )
         y = attend(g, i, q, k, v, heads=heads, key_heads=heads, scale=scale)
     else:
-        q = g.head_linear(plain, blk.attn_k_b, width=d_latent, heads=heads)
+        q = head_linear(g, plain, blk.attn_k_b, width=d_latent, heads=heads)
         q, rows = g.join(q, turned, groups=heads), g.join(latent, position, groups=1)
         y = attend_latent(g, i, q, rows, heads=heads, d_value=d_latent, scale=scale)
-        y = g.head_linear(y, blk.attn_v_b, width=d_value, heads=heads)
+        y = head_linear(g, y, blk.attn_v_b, width=d_value, heads=heads)
     if blk.attn_gate.find():
         y = g.gated(y, g.linear(x, blk.attn_gate, width=heads))
     return g.linear(y, blk.attn_output, width=p.count("embedding_length"))

@@ -377,9 +377,9 @@ def _experts() -> None:
                 )  # fmt: skip
             if experts < 65:
                 case(
-                    f"head_linear-{shape}", "head_linear", lengths=lengths, weights=weights,
+                    f"expert_linear-heads-{shape}", "expert_linear", lengths=lengths,
                     rows={"x": normal((width, 50), sum(lengths), experts * columns)},
-                    attributes={"width": width, "heads": experts},
+                    attributes=sizes | {"used": experts, "parts": experts}, weights=weights,
                 )  # fmt: skip
     for size in SIZES:
         x = normal((size, 51), T, 4 * size)
@@ -449,7 +449,7 @@ def _in_pieces(tried: Case, machine: Machine, cuts: np.random.Generator) -> Play
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in CASES if name.startswith(("expert", "head_linear", "recurrence"))]
+    "name", [name for name in CASES if name.startswith(("expert", "recurrence"))]
 )
 def test_pieces_give_the_bits_of_one_forward(name):
     tried = CASES[name]
