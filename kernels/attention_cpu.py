@@ -113,8 +113,21 @@ def put_bytes(source, target, columns):
 
 
 @inline
+def clear(address, floats):
+    for at in range(0, floats, LANES):
+        store(address + FLOAT * at, splat(ZERO))
+
+
+@inline
+def places_of(count):
+    """Places that the queries of a row take: three go through a grid of four."""
+    return count + 1 if count % 4 == 3 else count
+
+
+@inline
 def take_queries(op, context, row, head, count, scale, d_key, target):
     """Copy the queries of `count` heads of a row, times the scale, filled up with zeros."""
+    clear(target + FLOAT * d_key * count, (places_of(count) - count) * d_key)
     columns = width(op, Q) // integer(op, 0)
     source = address(op, context, Q) + row * stride(op, Q) + FLOAT * head * columns
     for _ in range(count):
@@ -122,12 +135,6 @@ def take_queries(op, context, row, head, count, scale, d_key, target):
             lanes = min(LANES, max(0, columns - column))
             store(target + FLOAT * column, load_first(source + FLOAT * column, lanes) * scale)
         source, target = source + FLOAT * columns, target + FLOAT * d_key
-
-
-@inline
-def clear(address, floats):
-    for at in range(0, floats, LANES):
-        store(address + FLOAT * at, splat(ZERO))
 
 
 @inline
@@ -237,7 +244,7 @@ def _walk(key_kind, value_kind):
     def walk(
         op, context, sequence, key_head, tokens, many, count, span, scratch, q, out, d_key, d_value
     ):
-        """One span, for `many` rows of `count` queries each; the first row reads `tokens`."""
+        """One span, for `many` rows in `count` places each; the first row reads `tokens`."""
         scores, stats, window = scratch, scratch + FLOAT * SCORES, integer(op, 3)
         for query in range(many * count):
             f32(stats)[LARGEST * QUERIES + query] = -INFINITY
@@ -279,14 +286,15 @@ def _take(walk):
         out = q + FLOAT * QUERIES * d_key
         whole, scale = out + FLOAT * QUERIES * d_value, np.float32(number(op, 2))
         tokens = position(context, sequence) + row - first_row(context, sequence) + 1
+        places = places_of(count)
         for i in range(many):
-            at = q + FLOAT * d_key * count * i
+            at = q + FLOAT * d_key * places * i
             take_queries(op, context, row + i, head, count, scale, d_key, at)
-        begin(stats, whole, many * count, d_value)
+        begin(stats, whole, many * places, d_value)
         complete = True
         for span in range(first, last):
             walk(
-                op, context, sequence, key_head, tokens, many, count, span, scratch, q, out, d_key,
+                op, context, sequence, key_head, tokens, many, places, span, scratch, q, out, d_key,
                 d_value,
             )  # fmt: skip
             if span_stride(context) != 0:
@@ -294,7 +302,7 @@ def _take(walk):
                 if complete:
                     collect(op, context, row, head, count, tokens, stats, whole, d_value)
             else:
-                for query in range(many * count):
+                for query in range(many * places):
                     at, numbers = FLOAT * d_value * query, f32(stats + FLOAT * query)
                     add_span(
                         numbers[LARGEST * QUERIES], numbers[TOTAL * QUERIES], out + at, stats,
@@ -302,8 +310,8 @@ def _take(walk):
                     )  # fmt: skip
         if complete:
             for i in range(many):
-                at = whole + FLOAT * d_value * count * i
-                finish(op, context, row + i, head, count, stats, i * count, at, d_value)
+                at = whole + FLOAT * d_value * places * i
+                finish(op, context, row + i, head, count, stats, i * places, at, d_value)
 
     return take
 
@@ -316,7 +324,10 @@ def _attention(key_kind, value_kind):
         """A unit: rows, or a span of one, with up to QUERIES of the queries of a key head."""
         key_heads, split = integer(op, 1), span_stride(context) != 0
         group = integer(op, 0) // key_heads
-        chunks, many = (group + QUERIES - 1) // QUERIES, 1 if split else max(1, QUERIES // group)
+        chunks, many = (
+            (group + QUERIES - 1) // QUERIES,
+            1 if split else max(1, QUERIES // places_of(group)),
+        )
         scratch, passed, sequence = scratch_of(context, thread), 0, 0
         row, end = first_row(context, 0), first_row(context, 1)
         unit = claim(op, context)
