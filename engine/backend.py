@@ -54,6 +54,10 @@ class Backend(Protocol):
     #: Names what the bits depend on: backend, instruction set, weight layout.
     numerics: str
 
+    def load(self) -> None:
+        """Bring the weights into memory, once; `forward` then runs."""
+        ...
+
     def forward(self, batch: Batch, cancel: CancelFlag | None = None) -> np.ndarray | None:
         """Advance the states and return logits (R, vocabulary) float32.
 

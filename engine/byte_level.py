@@ -56,7 +56,7 @@ class _Vocabulary:
     ) -> None:
         self._keys, self._ids, self._types, self._row = keys, ids, types, row
         self._merges = keys.strings(_MERGES)
-        self._ranks = dict(zip(self._merges, range(len(self._merges)), strict=True))
+        self._asked = 0
         self._normalizer, self._pre_tokenizer = pretokenizers.build(row)
         self._pairs(self._merges[:: len(self._merges) // _SAMPLE + 1])
 
@@ -75,13 +75,21 @@ class _Vocabulary:
             for end in range(start + 1, len(word) + 1)
         }
         tokens = {part: self._ids[part] for part in parts if self._is_plain(part)}
-        ranks = sorted(
-            self._ranks[merge]
-            for token in tokens
-            for merge in (f"{token[:cut]} {token[cut:]}" for cut in range(1, len(token)))
-            if merge in self._ranks
-        )
-        return self._backend(tokens, self._pairs(self._merges[rank] for rank in ranks))
+        wanted = {
+            f"{token[:cut]} {token[cut:]}" for token in tokens for cut in range(1, len(token))
+        }
+        return self._backend(tokens, self._pairs(self._in_order(wanted)))
+
+    def _in_order(self, wanted: set[str]) -> list[str]:
+        """Those of `wanted` that are merges, by rank; a text that comes alone needs no table."""
+        self._asked += 1
+        if self._asked == 1:
+            return [merge for merge in self._merges if merge in wanted]
+        return sorted(wanted & self._ranks.keys(), key=self._ranks.__getitem__)
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return dict(zip(self._merges, range(len(self._merges)), strict=True))
 
     @cached_property
     def whole(self) -> Any:

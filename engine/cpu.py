@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -38,7 +38,7 @@ class CpuBackend:
     ) -> None:
         """`progress` is told what is being done, steps done, and steps in all.
 
-        `admit` may refuse, by raising, before anything is compiled or loaded.
+        `admit` may refuse, by raising, before anything is compiled. Weights come with `load`.
         """
         self.threads = check_threads(threads)
         self.numerics = f"cpu/{key()}"
@@ -59,7 +59,17 @@ class CpuBackend:
         self._scratch, self._partials = pages(0), pages(0)
         self._units = np.zeros(SHARED_ROWS * self._program.partials[0], np.int64)
         self._context = self._fixed_context()
-        cancel, loading = CancelFlag(), partial(told, "loading")
+        self._load = partial(self._put, weights, found, partial(told, "loading"))
+
+    def load(self) -> None:
+        """See Backend."""
+        self._load()
+
+    def _put(
+        self, weights: WeightStore, found: Mapping[str, int], loading: Callable[[int, int], None]
+    ) -> None:
+        """Bring weights to where the table says that they are."""
+        cancel = CancelFlag()
         with pool().turn:
             pool().call(lambda: packing.pack(weights, found, self._pack, cancel, loading), cancel)
         weights.fill()

@@ -64,8 +64,6 @@ class Model:
         # What has a fixed size needs no limit.
         self.context = context if self.layout.caches else 0
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0
-        build = partial(tokenizer_of, self.file, self.vocabulary)
-        self._tokenizer = early(build) if text else build
         if repack is None:
             repack = fits_panels(self.graph)
             if not repack and backend == "cpu":
@@ -74,6 +72,10 @@ class Model:
         self.backend = make_backend(
             backend, self.graph, store, self.layout, threads, notice, progress, admit
         )
+        build = partial(tokenizer_of, self.file, self.vocabulary)
+        # While weights are packed nothing else is done in Python.
+        self._tokenizer = early(build) if text else build
+        self.backend.load()
         self.notice = notice
         self.file.release_all()
 

@@ -61,11 +61,13 @@ class Keys:
         count = max(count, len(values))
         if count > _MOST_STRINGS:
             raise self.broken(key, f"holds {count} texts, more than any vocabulary")
-        if not set(map(type, values)) <= {str}:
-            raise self.broken(key, "holds something other than text")
+        try:
+            joined = "".join(values)
+        except TypeError:
+            raise self.broken(key, "holds something other than text") from None
         if max(map(len, values), default=0) > _LONGEST_STRING:
             raise self.broken(key, f"holds a text of more than {_LONGEST_STRING} characters")
-        if not _is_unicode("".join(values)):
+        if not _is_unicode(joined):
             raise self.broken(key, "holds half a surrogate pair")
         return values
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..kernels.errors import InvalidInput, UnsupportedModel
 from ..kernels.formats import pretokenizers
 from ..kernels.formats.spm import TokenType
@@ -58,8 +60,9 @@ class Tokenizer:
         self._strips_space = kind == "llama" and keys.get(
             "tokenizer.ggml.add_space_prefix", bool, True
         )
-        plain = {int(TokenType.NORMAL), int(TokenType.UNUSED), int(TokenType.BYTE)}
-        special = [text for text, kind in zip(texts, types, strict=True) if kind not in plain]
+        plain = [int(TokenType.NORMAL), int(TokenType.UNUSED), int(TokenType.BYTE)]
+        odd = np.flatnonzero(~np.isin(np.array(types, np.int64), plain))
+        special = [texts[i] for i in odd]
         user_defined = [text for text in special if types[ids[text]] == TokenType.USER_DEFINED]
         if len(special) > _MOST_SPECIAL:
             raise keys.broken(TYPES, f"marks {len(special)} tokens as special ones")

@@ -135,12 +135,7 @@ class Op:
     @property
     def defaults(self) -> dict[str, Any]:
         """Attributes that the definition does not insist on."""
-        parameters = inspect.signature(self.define).parameters.values()
-        return {
-            p.name: p.default
-            for p in parameters
-            if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
-        }
+        return _defaults(self.define)
 
     @property
     def kernels(self) -> str:
@@ -150,13 +145,28 @@ class Op:
     @property
     def float_attributes(self) -> set[str]:
         """Attributes that the definition annotates as float."""
-        parameters = inspect.signature(self.define).parameters
-        return {name for name in self.attributes if parameters[name].annotation == "float"}
+        return _floats(self.define) & set(self.attributes)
 
     @property
     def stateful(self) -> bool:
         """Whether the op walks each sequence's rows in order."""
         return any(operand.kind in (Kind.STATE, Kind.CACHE) for operand in self.operands.values())
+
+
+@cache
+def _defaults(define: Callable[..., np.ndarray]) -> dict[str, Any]:
+    parameters = inspect.signature(define).parameters.values()
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+
+
+@cache
+def _floats(define: Callable[..., np.ndarray]) -> set[str]:
+    parameters = inspect.signature(define).parameters
+    return {name for name, p in parameters.items() if p.annotation == "float"}
 
 
 ROWS, OPTIONAL_ROWS = Operand(Kind.ROWS), Operand(Kind.ROWS, optional=True)

@@ -108,6 +108,7 @@ class Machine:
             self.backend = NumpyBackend(graph, store)
         else:
             self.backend = CpuBackend(graph, store, self.layout, 1, no_notice)
+        self.backend.load()
 
     def fresh(self) -> State:
         return State.fresh(self.layout, "harness")

@@ -488,7 +488,7 @@ def test_panels_are_packed_as_they_are_defined(block, shape):
     stored = store.get(weight, catalogue()["linear"].operands["weight"])
     matrix = tensors.add("matrix", normal(42, 16, 256))
     graph.finish(graph.select(graph.linear(rows, matrix, width=16)))
-    CpuBackend(graph, store, Layout.of(graph), 2, no_notice)
+    CpuBackend(graph, store, Layout.of(graph), 2, no_notice).load()
     wanted = pack(tensors.data(tensors.tensors["weight"]), block, shape)
     assert np.array_equal(stored.data, wanted)
 

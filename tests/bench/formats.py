@@ -107,7 +107,9 @@ def _backend(file: GGUF, threads: int) -> tuple[CpuBackend, Layout]:
     y = graph.linear(x, weights["matrix"], width=WEIGHTS // WIDTH)
     graph.finish(graph.linear(graph.select(y), weights["sum"], width=1))
     layout = Layout.of(graph)
-    return CpuBackend(graph, WeightStore(file, print), layout, threads, print), layout
+    backend = CpuBackend(graph, WeightStore(file, print), layout, threads, print)
+    backend.load()
+    return backend, layout
 
 
 def _line(row: dict[str, Any]) -> str:
