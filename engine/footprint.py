@@ -25,6 +25,8 @@ from .weights import WeightStore, panel_bytes
 CONTEXT = 4096
 #: Python, NumPy, what is left of LLVM, and the kernels; measured, on Linux.
 INTERPRETER = 45 << 20
+#: A tokenizer's library, and what it takes for every token; measured.
+TOKENIZER, TOKEN = 6 << 20, 450
 #: Panels may take so much of the memory that is available; else weights stay in the file.
 SHARE = 0.6
 
@@ -43,6 +45,7 @@ class Footprint:
     shared                              what threads tell each other of long texts
     copies                              of the states, for as long as a prompt is read
     logits                              of all sequences
+    tokenizer                           its tokens and merges
     interpreter                         everything else
     """
 
@@ -57,6 +60,7 @@ class Footprint:
     shared: int
     copies: int
     logits: int
+    tokenizer: int
     interpreter: int = INTERPRETER
 
     @property
@@ -92,7 +96,13 @@ def footprint(
         copies=fixed if context > MAX_ROWS else 0,
         # A forward's, what is returned, and what the state keeps.
         logits=3 * program.vocabulary * _FLOAT * sequences,
+        tokenizer=_tokenizer(store),
     )
+
+
+def _tokenizer(store: WeightStore) -> int:
+    tokens = store.file.metadata.length("tokenizer.ggml.tokens")
+    return TOKENIZER + TOKEN * tokens if tokens else 0
 
 
 def _shared(program: Program, context: int, sequences: int) -> int:

@@ -90,6 +90,7 @@ _PLANNED = {
     "shared": "sums that threads share",
     "copies": "states' copies, reading",
     "logits": "logits",
+    "tokenizer": "tokenizer",
     "interpreter": "Python and kernels",
 }
 
