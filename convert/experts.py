@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
+from .config import Config
 from .plan import Part, Plan
 from .source import Source
 
@@ -35,6 +37,24 @@ def add_experts(
         shape = (d_model, width) if part == "down" else (width, d_model)
         target = f"{blk}.ffn_{part}_exps.weight"
         result.add(target, (count, *shape), *_stack(checkpoint, prefix, part, theirs, count, shape))
+
+
+def expert_groups(config: Config, experts: int, used: int) -> tuple[int, int]:
+    """Groups of experts, and of how many of them a token's are chosen.
+
+    Raises InvalidFile for numbers that do not go together.
+    """
+    groups, chosen = config.count("n_group", 1), config.count("topk_group", 1)
+    each = experts // groups
+    # Groups are told apart by the best two of each.
+    uneven = experts % groups or (groups > 1 and each < 2)
+    if uneven or chosen > groups or used > each * chosen:
+        raise InvalidFile(
+            f"{config.path}: num_experts_per_tok is {used}, which does not go with {experts} "
+            f"experts, n_group {groups} and topk_group {chosen}"
+        )
+    # All of them are no choice, and llama.cpp stops at such a file.
+    return (1, 1) if chosen == groups else (groups, chosen)
 
 
 def _stack(

@@ -15,7 +15,7 @@ import numpy as np
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
-from .experts import NAMES, add_experts
+from .experts import NAMES, add_experts, expert_groups
 from .layers import add_linear, add_mlp, add_norm
 from .plan import Part, Plan, negative_exp
 from .source import Transposed
@@ -88,12 +88,7 @@ def model_keys(checkpoint: Checkpoint, delta: Delta) -> dict[str, Any]:
 
 def _expert_keys(checkpoint: Checkpoint, config: Config, layers: int) -> dict[str, Any]:
     experts, used = config.count("num_local_experts"), config.count("num_experts_per_tok")
-    groups, chosen = config.count("n_group"), config.count("topk_group")
-    if experts % groups or chosen > groups or used > experts // groups * chosen:
-        raise InvalidFile(
-            f"{config.path}: {used} of {experts} experts cannot be chosen from {chosen} of "
-            f"{groups} groups; download the checkpoint again"
-        )
+    groups, chosen = expert_groups(config, experts, used)
     dense = [_router_of(checkpoint, i) is None for i in range(layers)]
     return {
         "leading_dense_block_count": dense.index(False) if False in dense else layers,
@@ -247,7 +242,10 @@ def _mixer_of(checkpoint: Checkpoint, i: int) -> tuple[str, bool]:
     for name in names:
         if checkpoint.find(f"{name}.kv_a_proj_with_mqa.weight"):
             return name, True
-    return _first(checkpoint, *(f"{name}.b_proj" for name in names)).rpartition(".")[0], False
+    name = _first(checkpoint, *(f"{name}.b_proj" for name in names))
+    # A layer that is not there ends it, however many config speaks of.
+    checkpoint.require(f"{name}.weight")
+    return name.rpartition(".")[0], False
 
 
 def _router_of(checkpoint: Checkpoint, i: int) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
-from .experts import add_experts
+from .experts import add_experts, expert_groups
 from .layers import (
     SPELLINGS,
     add_attention,
@@ -124,18 +124,7 @@ def _mixer_keys(config: Config) -> dict[str, Any]:
 
 def _expert_keys(config: Config) -> dict[str, Any]:
     experts, used = config.count("n_routed_experts", 8), config.count("num_experts_per_tok", 2)
-    groups, groups_used = config.count("n_group", 1), config.count("topk_group", 1)
-    each = experts // groups
-    # Groups are told apart by the best two of each.
-    uneven = experts % groups or (groups > 1 and each < 2)
-    if uneven or groups_used > groups or used > each * groups_used:
-        raise InvalidFile(
-            f"{config.path}: num_experts_per_tok is {used}, which does not go with "
-            f"n_routed_experts {experts}, n_group {groups} and topk_group {groups_used}"
-        )
-    if groups_used == groups:
-        # All of them are no choice, and llama.cpp stops at such a file.
-        groups = groups_used = 1
+    groups, groups_used = expert_groups(config, experts, used)
     keys = {
         "expert_count": experts, "expert_used_count": used,
         "expert_group_count": groups, "expert_group_used_count": groups_used,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,6 @@ from .config import Config
 
 #: YaRN's parameters: transformers' name, GGUF's.
 _YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
-#: Other magnitudes than that of YaRN's paper.
-_YARN_FACTORS = ("mscale", "mscale_all_dim", "attention_factor")
 
 
 def rope_of(config: Config) -> Config:
@@ -46,7 +45,10 @@ def rope_keys(config: Config, d_head: int, theta: float, part: float = 1.0) -> d
 def speed_keys(config: Config, theta: float) -> dict[str, Any]:
     """`rope_keys` without the number of values that are turned: how fast they turn."""
     rope = rope_of(config)
-    return {"rope.freq_base": rope.number("rope_theta", theta), **_scaling(config, rope)}
+    base = rope.number("rope_theta", theta)
+    if base <= 1:
+        raise InvalidFile(f"{config.path}: rope_theta is {base:g}, not a number above 1")
+    return {"rope.freq_base": base, **_scaling(config, rope)}
 
 
 def _scaling(config: Config, rope: Config) -> dict[str, Any]:
@@ -62,11 +64,15 @@ def _scaling(config: Config, rope: Config) -> dict[str, Any]:
     keys: dict[str, Any] = {"rope.scaling.type": kind, "rope.scaling.factor": factor}
     if kind == "linear":
         return keys
-    if any(rope.get(key) is not None for key in _YARN_FACTORS):
+    if rope.get("mscale_all_dim"):
         raise UnsupportedModel(
-            f"{config.path}: rope_parameters name {', '.join(_YARN_FACTORS[:-1])} or "
-            f"{_YARN_FACTORS[-1]}; keelback runs YaRN with the factor of its paper"
+            f"{config.path}: rope_parameters name mscale_all_dim, which changes the scores of "
+            "attention too; keelback runs YaRN without it"
         )
+    if rope.get("attention_factor") is not None:
+        # GGUF holds it over what it usually is.
+        usual = 1 + 0.1 * math.log(max(1.0, factor))
+        keys["rope.scaling.attn_factor"] = rope.number("attention_factor") / usual
     if rope.get("truncate", True) is not True:
         raise UnsupportedModel(f"{config.path}: truncate is not true; keelback runs YaRN with it")
     trained = rope.get("original_max_position_embeddings")

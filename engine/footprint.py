@@ -91,7 +91,7 @@ def footprint(
         scratch=threads * program.scratch,
         state=fixed,
         cache=tokens * layout.bytes_per_token * sequences,
-        shared=_shared(program, context, sequences),
+        shared=_shared(program, context),
         # A text's first rows need none.
         copies=fixed if context > MAX_ROWS else 0,
         # A forward's, what is returned, and what the state keeps.
@@ -105,9 +105,9 @@ def _tokenizer(store: WeightStore) -> int:
     return TOKENIZER + TOKEN * tokens if tokens else 0
 
 
-def _shared(program: Program, context: int, sequences: int) -> int:
-    rows = sequences if sequences <= SHARED_ROWS else 0
-    return 2 * rows * -(-context // SPAN) * program.partials[1]
+def _shared(program: Program, context: int) -> int:
+    """Of the largest forward whose rows threads share."""
+    return 2 * SHARED_ROWS * -(-context // SPAN) * program.partials[1]
 
 
 def plan(

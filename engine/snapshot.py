@@ -37,6 +37,8 @@ _LARGEST_HEADER = 16 << 20
 _MOST_RECENT = 1 << 20
 _LONGEST_NUMERICS = 200
 
+_CACHED = {"k": "keys", "v": "values"}
+
 FORMAT, VERSION = "keelback-snapshot", 2
 
 
@@ -215,11 +217,10 @@ def _check_types(path: Path, facts: dict[str, Any], model: Model) -> None:
     """Keys and values are kept as they were: rounding them anew would change what is remembered."""
     theirs, ours = facts["cache_types"], model.layout.type_names
     if theirs != ours:
-        k, v = (str(theirs[kind])[:10] for kind in "kv")
-        raise InvalidFile(
-            f"{path} keeps keys as {k} and values as {v}; load the model with "
-            f"--cache-type-k {k} --cache-type-v {v}"
-        )
+        kept = {kind: str(theirs[kind])[:10] for kind in ours}
+        names = " and ".join(f"{_CACHED[kind]} as {name}" for kind, name in kept.items())
+        options = " ".join(f"--cache-type-{kind} {name}" for kind, name in kept.items())
+        raise InvalidFile(f"{path} keeps {names}; load the model with {options}")
 
 
 def _tensors(path: Path, file: Any, facts: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
@@ -242,7 +243,8 @@ def _tensors(path: Path, file: Any, facts: dict[str, Any], model: Model) -> dict
     _check_shape(recent, "I64", (min(math.prod(recent.get_shape()), _MOST_RECENT),))
     # They are in memory twice for a moment: as they come, and in their pages.
     sizes = (math.prod(shape) * (4 if kind == "F32" else 1) for kind, shape in shapes.values())
-    needed, available = 2 * sum(sizes), available_memory()
+    needed = 2 * sum(sizes) + position * model.layout.bytes_per_token
+    available = available_memory()
     if available is not None and needed > available:
         raise InvalidFile(f"{path} holds more than fits into memory: {position} tokens")
     return {name: file.get_tensor(name) for name in names}

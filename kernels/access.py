@@ -134,7 +134,7 @@ def partials_of(context):
 
 
 @inline
-def units_left(context, index):
+def spans_done(context, index):
     """Address of a counter of spans that are done."""
     return i64(context)[UNITS] + 8 * index
 

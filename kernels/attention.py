@@ -68,6 +68,8 @@ def attention_shape(
 ) -> int:
     if heads % key_heads or q.width % heads or (keys.heads, values.heads) != (key_heads, key_heads):
         raise ShapeError(f"{keys.name}: {heads} heads do not share {key_heads} key heads evenly")
+    if max(keys.used - keys.d_head, values.used - values.d_head, -window) > 0:
+        raise ShapeError(f"{keys.name}: more values of a head are read than there are")
     if q.width // heads != keys.used:
         raise ShapeError(
             f"{keys.name}: queries of {q.width} values in {heads} heads do not meet keys of "

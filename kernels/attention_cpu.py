@@ -24,8 +24,8 @@ from .access import (
     sequence_of,
     sequences,
     span_stride,
+    spans_done,
     stride,
-    units_left,
     width,
 )
 from .attention import QUERIES, SPAN, TILE, padded, record_floats
@@ -194,7 +194,7 @@ def share(op, context, row, head, count, span, tokens, stats, out, d_value):
         for column in range(0, d_value, LANES):
             value = load(out + FLOAT * (d_value * query + column))
             store(at + FLOAT * (LANES + column), value)
-    counter, spans = units_left(context, row * integer(op, 0) + head), (tokens + SPAN - 1) // SPAN
+    counter, spans = spans_done(context, row * integer(op, 0) + head), (tokens + SPAN - 1) // SPAN
     if atomic_add(counter, 1) < spans - 1:
         return False
     atomic_add(counter, -spans)

@@ -27,6 +27,9 @@ from .op import (
 
 #: What makes strengths of a router's scores.
 SOFTMAX, SIGMOID = 0, 1
+#: Experts that a row may go to, and groups: kernels number pairs of rows and experts in 32 bits,
+#: and searching through more takes time that nobody would wait for.
+MOST_USED = 1 << 12
 #: Rows of an expert that a kernel puts side by side at once, and those it may read behind them.
 GATHERED = 64
 _TILED = GATHERED + 4
@@ -59,11 +62,11 @@ def route_shape(
     groups_used: int = 1,
 ) -> int:
     expect(bias, scores.width)
-    if not 0 < groups_used <= groups or scores.width % groups:
+    if not 0 < groups_used <= groups <= MOST_USED or scores.width % groups:
         raise ShapeError(
             f"{groups_used} groups cannot be chosen from {scores.width} experts in {groups}"
         )
-    if not 0 < used <= scores.width // groups * groups_used:
+    if not 0 < used <= min(MOST_USED, scores.width // groups * groups_used):
         raise ShapeError(f"{used} experts cannot be chosen from {scores.width}")
     if groups > 1 and scores.width // groups < 2:
         raise ShapeError(f"{groups} groups of {scores.width} experts have less than two each")
@@ -142,7 +145,7 @@ def expert_linear_shape(
     x: Any, routes: Any, weight: Weight, *, width: int, used: int, experts: int, parts: int = 1
 ) -> int:
     expect(weight, experts, width, _divide(x, weight, parts))
-    if parts not in (1, used) or (routes is None and used != experts):
+    if parts not in (1, used) or (routes is None and used != experts) or used > MOST_USED:
         raise ShapeError(f"{weight.name}: {parts} parts do not go to {used} of {experts} experts")
     if routes is not None and routes.width != 2 * used:
         raise ShapeError(f"{weight.name}: routes of {routes.width} values do not name {used}")

@@ -31,7 +31,7 @@ class Kind(Enum):
     MATRIX = "matrix"  # a weight in any native type
     VECTOR = "vector"  # a weight, always float32 when a kernel sees it
     STATE = "state"  # a tensor of each sequence's state block, float32
-    CACHE = "cache"  # columns of each sequence's KV pages, float32
+    CACHE = "cache"  # what each sequence's KV pages keep for one layer, in one of their types
     IDS = "ids"  # the token ids of this forward, (T,) int64
     OUTPUTS = "outputs"  # indices of the rows whose logits were asked for, (R,) int64
     POSITIONS = "positions"  # how many tokens of its sequence come before each row, (T,) int64

@@ -76,8 +76,9 @@ def _feed_forward(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:
     )  # fmt: skip
     if not blk.ffn_gate_shexp.find():
         return y
+    width = d_ff * p.count("expert_shared_count", 1)
     shared = gated_mlp(
         g, x, blk.ffn_gate_shexp, blk.ffn_up_shexp, blk.ffn_down_shexp, d_model=d_model,
-        width=p.count("expert_shared_feed_forward_length", d_ff * p.count("expert_shared_count")),
+        width=p.count("expert_shared_feed_forward_length", width),
     )  # fmt: skip
     return g.add(y, shared)

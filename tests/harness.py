@@ -70,6 +70,7 @@ def poison(backend: Any) -> None:
     if hasattr(backend, "_arena"):
         backend._arena.fill(np.nan)
         backend._scratch.fill(255)
+        backend._partials.fill(255)
 
 
 def no_notice(text: str) -> None:

@@ -158,7 +158,7 @@ def test_a_state_tells_what_it_takes_fixed_and_for_every_token(tiny_file, tiny_m
     model = tiny_model("granite-q8", "q8_0")
     # Two layers of Mamba-2: 3 rows of 192 + 2 * 2 * 16 channels, and 12 heads of 16 by 16. One of
     # attention: 2 heads of 16 for keys and as much for values.
-    fixed, per_token = 2 * 4 * (3 * 256 + 12 * 16 * 16), 2 * 4 * 2 * 16
+    fixed, per_token = 2 * 4 * (3 * 256 + 12 * 16 * 16), 2 * 2 * 2 * 16
     told = describe(str(tiny_file("granite-q8", "q8_0")))["state_bytes"]
     assert told == {"fixed": fixed, "per_token": per_token}
     _, state = model.forward(tiny.ids("granite-q8", 70))

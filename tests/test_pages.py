@@ -54,6 +54,15 @@ def test_a_state_with_other_types_is_refused_with_the_options_it_needs(tiny_file
         keelback.State.load(tmp_path / "state.safetensors", opened(tiny_file, "f16", "f16"))
 
 
+def test_a_state_of_latent_rows_names_the_one_type_that_it_has(tiny_file, tmp_path):
+    path = tiny_file("kimi-q8", "f32")
+    models = [Model(path, notice=quiet, cache_type_k=kind) for kind in ("f16", "f32")]
+    _, state = models[0].forward([1, 2, 3])
+    state.save(tmp_path / "state.safetensors")
+    with pytest.raises(keelback.InvalidFile, match=r"keeps keys as f16; .*--cache-type-k f16$"):
+        keelback.State.load(tmp_path / "state.safetensors", models[1])
+
+
 def test_heads_that_do_not_divide_into_blocks_get_a_sentence(tiny_file):
     path = tiny_file("granite-dense", "f32")  # heads of 8
     with pytest.raises(keelback.InvalidInput, match="heads of 8 values do not divide"):

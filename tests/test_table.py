@@ -83,7 +83,8 @@ def hybrid() -> tuple[Graph, Tensors]:
         routes = g.route(g.linear(x, *w.router(f"{i}.router"), width=EXPERTS), used=USED)
         sizes = {"width": WIDTH, "used": USED, "experts": EXPERTS}
         up = g.expert_linear(x, routes, w.experts(f"{i}.up"), **sizes)
-        h = g.add(h, g.expert_sum(g.silu(up), routes, w.experts(f"{i}.down"), **sizes))
+        down = g.expert_linear(g.silu(up), routes, w.experts(f"{i}.down"), parts=USED, **sizes)
+        h = g.add(h, g.expert_sum(down, routes, used=USED))
     h = g.rms_norm(g.select(h), w.add("norm", ones), eps=1e-5)
     g.finish(g.linear(h, w.matrix("head", VOCABULARY, WIDTH), width=VOCABULARY))
     return g, w
