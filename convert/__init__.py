@@ -21,8 +21,6 @@ from .write import FILE_TYPES, QUANTIZATION_VERSION, write_gguf
 
 OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
 
-_ARCHITECTURES = ("gated_deltanet", "granitehybrid", "mamba", "mamba2")
-
 #: Sampling defaults: generation_config.json's name, GGUF's, the type, and what makes sense.
 _SAMPLING: list[tuple[str, str, Callable[[float], Any], float, float]] = [
     ("temperature", "temp", float, 0, 100),
@@ -90,7 +88,9 @@ def architecture_of(config: Config) -> Any:
 
 
 def _modules() -> list[Any]:
-    return [importlib.import_module(f".{name}", __package__) for name in _ARCHITECTURES]
+    names = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
+    modules = [importlib.import_module(f".{name}", __package__) for name in names]
+    return [module for module in modules if hasattr(module, "MODEL_TYPES")]
 
 
 def output_type(plan: Plan, outtype: str) -> BlockFormat:

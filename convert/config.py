@@ -82,6 +82,19 @@ class Config:
         return InvalidFile(f"{self.path}: {name} is {repr(value)[:80]}, not {wanted}")
 
 
+def demand(config: Config, fixed: Mapping[str, Any]) -> None:
+    """Refuse options that make another model.
+
+    fixed: the value of each that keelback runs, which is also what a silent config means.
+    """
+    for key, only in fixed.items():
+        if (value := config.get(key, only)) != only:
+            runs = "with" if only else "without"
+            raise UnsupportedModel(
+                f"{config.path}: {key} is {repr(value)[:80]}; keelback runs models {runs} it"
+            )
+
+
 def read_json_if_there(path: Path) -> dict[str, Any]:
     """`read_json`, and nothing where there is no such file."""
     return read_json(path) if os.path.exists(path) else {}

@@ -6,6 +6,7 @@ and value heads are tiled as there: value head j reads key head j mod key heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ import numpy as np
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
+from .delta import FLA, add_mixer
+from .layers import add_linear
 from .mamba import add_ends
-from .plan import Part, Plan, negative_exp
+from .plan import Part, Plan
 
 MODEL_TYPES = ("gated_deltanet",)
 
@@ -22,30 +25,103 @@ MODEL_TYPES = ("gated_deltanet",)
 def plan(checkpoint: Checkpoint) -> Plan:
     """Names, shapes and transforms of every tensor."""
     config = checkpoint.config
-    if config.get("attn"):
-        raise UnsupportedModel(
-            f"{config.path}: attn names attention layers, which keelback cannot run yet"
-        )
+    config.one_of("output_gate_activation", "swish", "swish", "silu")
+    attention = attention_layers(config)
+    keys = {**common_keys(checkpoint), **_keys(config), **attention_keys(config, attention)}
+    result = Plan("gated-deltanet", keys)
+    result.remark(
+        "for keelback only: llama.cpp has no architecture for Gated DeltaNet of "
+        "flash-linear-attention"
+    )
+    add_layers(result, checkpoint, attention, lambda i: _add_mixer(result, checkpoint, i))
+    return result
+
+
+def common_keys(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Keys of what stands around the mixers, in all models of flash-linear-attention."""
+    config = checkpoint.config
+    config.one_of("hidden_act", "swish", "swish", "silu")
     if config.get("attnres_block_size"):
         raise UnsupportedModel(
             f"{config.path}: attnres_block_size asks for residuals that attend to earlier layers, "
             "which keelback cannot run"
         )
-    for key in ("hidden_act", "output_gate_activation"):
-        config.one_of(key, "swish", "swish", "silu")
     down_proj = checkpoint.require("model.layers.0.mlp.down_proj.weight")
-    result = Plan("gated-deltanet", _keys(config, Part(down_proj).width))
-    result.remark(
-        "for keelback only: llama.cpp has no architecture for Gated DeltaNet without attention"
-    )
+    return {
+        "context_length": config.count("max_position_embeddings", 2048),
+        "embedding_length": config.count("hidden_size"),
+        "block_count": config.count("num_hidden_layers"),
+        "feed_forward_length": Part(down_proj).width,
+        "attention.layer_norm_rms_epsilon": config.number("norm_eps", 1e-6),
+    }
+
+
+def add_layers(
+    result: Plan,
+    checkpoint: Checkpoint,
+    attention: Collection[int],
+    add_mixer: Callable[[int], None],
+) -> None:
+    """The ends and all layers; add_mixer: adds that of a layer which is none of attention."""
     add_ends(result, checkpoint, "model.embeddings.weight", "model.norm.weight")
-    for i in range(config.count("num_hidden_layers")):
-        _add_mixer(result, checkpoint, i)
+    for i in range(result.keys["block_count"]):
+        if i in attention:
+            _add_attention(result, checkpoint, i)
+        else:
+            add_mixer(i)
         _add_mlp(result, checkpoint, i)
-    return result
 
 
-def _keys(config: Config, d_ff: int) -> dict[str, Any]:
+def attention_layers(config: Config) -> dict[int, Config]:
+    """What `attn` says of each layer that has attention: for all alike, or a list for several."""
+    given, layers = config.get("attn", []), config.count("num_hidden_layers")
+    found: dict[int, Config] = {}
+    for values in given if isinstance(given, list) else [given]:
+        places = values.get("layers") if isinstance(values, dict) else None
+        if not isinstance(places, list) or any(type(i) is not int for i in places):
+            raise InvalidFile(f"{config.path}: attn names no list of layers")
+        for i in places:
+            if i in found or not 0 <= i < layers:
+                raise InvalidFile(
+                    f"{config.path}: attn names layer {i} of {layers}, or names it twice"
+                )
+            found[i] = Config(config.path, values)
+    return found
+
+
+def attention_keys(config: Config, attention: dict[int, Config]) -> dict[str, Any]:
+    """Keys of the layers of attention: a list of what they are, for each layer."""
+    if not attention:
+        return {"attention.head_count": 0}
+    layers, d_model = config.count("num_hidden_layers"), config.count("hidden_size")
+    heads, key_heads, windows = [0] * layers, [0] * layers, [0] * layers
+    for i, given in attention.items():
+        heads[i] = given.count("num_heads")
+        key_heads[i] = given.count("num_kv_heads", heads[i])
+        if heads[i] % key_heads[i] or d_model % (2 * heads[i]):
+            raise InvalidFile(
+                f"{config.path}: {heads[i]} heads of attn do not go with its num_kv_heads "
+                f"{key_heads[i]} and hidden_size {d_model}"
+            )
+        windows[i] = 0 if given.get("window_size") is None else given.count("window_size")
+    thetas = {given.number("rope_theta", 10000.0) for given in attention.values()}
+    sizes = {window for window in windows if window}
+    if len(thetas) > 1 or len(sizes) > 1:
+        raise UnsupportedModel(
+            f"{config.path}: attn gives layers several values of rope_theta or window_size; "
+            "keelback runs one of each"
+        )
+    keys = {
+        "attention.head_count": heads, "attention.head_count_kv": key_heads,
+        "rope.freq_base": thetas.pop(),
+    }  # fmt: skip
+    if sizes:
+        keys["attention.sliding_window"] = sizes.pop()
+        keys["attention.sliding_window_pattern"] = [window > 0 for window in windows]
+    return keys
+
+
+def _keys(config: Config) -> dict[str, Any]:
     key_heads, d_key = config.count("num_heads", 6), config.count("head_dim", 256)
     heads = config.count("num_v_heads", key_heads)
     d_value = d_key * config.number("expand_v", 2)
@@ -54,12 +130,6 @@ def _keys(config: Config, d_ff: int) -> dict[str, Any]:
             f"{config.path}: {heads} value heads of {d_value} do not go with num_heads {key_heads}"
         )
     keys = {
-        "context_length": config.count("max_position_embeddings", 2048),
-        "embedding_length": config.count("hidden_size"),
-        "block_count": config.count("num_hidden_layers"),
-        "feed_forward_length": d_ff,
-        "attention.head_count": 0,
-        "attention.layer_norm_rms_epsilon": config.number("norm_eps", 1e-6),
         "ssm.inner_size": heads * int(d_value),
         "ssm.state_size": d_key,
         "ssm.group_count": key_heads,
@@ -73,43 +143,22 @@ def _keys(config: Config, d_ff: int) -> dict[str, Any]:
 
 
 def _add_mixer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
-    keys = result.keys
-    d_model, taps = keys["embedding_length"], keys.get("ssm.conv_kernel")
-    heads, d_inner = keys["ssm.time_step_rank"], keys["ssm.inner_size"]
-    width = keys["ssm.group_count"] * keys["ssm.state_size"]
-    blk = f"blk.{i}"
+    names = dict(FLA)
+    if "ssm.conv_kernel" not in result.keys:
+        del names["ssm_conv1d"]
+    if not result.keys["ssm.use_gate"]:
+        del names["attn_gate"]
+    add_mixer(result, checkpoint, f"model.layers.{i}.attn", f"blk.{i}", names)
 
-    def need(name: str, *shape: int):
-        return checkpoint.require(f"model.layers.{i}.attn.{name}", *shape)
 
-    # First of all: what config says of sizes is true only if the tensors have them.
-    a_log, out = need("A_log", heads), need("o_proj.weight", d_model, d_inner)
-    by_head = _tiled(keys["ssm.group_count"], heads, 1)
-    by_row = _tiled(keys["ssm.group_count"], heads, d_inner // heads)
-
-    def joined(suffix: str, *columns: int) -> list[Part]:
-        q, k = (Part(need(f"{part}_{suffix}", width, *columns)) for part in "qk")
-        return [q, k, Part(need(f"v_{suffix}", d_inner, *columns), rows=by_row)]
-
-    result.add(
-        f"{blk}.attn_qkv.weight", (2 * width + d_inner, d_model), *joined("proj.weight", d_model)
-    )
-    if taps is not None:
-        result.add(
-            f"{blk}.ssm_conv1d.weight", (2 * width + d_inner, taps), *joined("conv1d.weight", taps)
-        )
-    if keys["ssm.use_gate"]:
-        gate = Part(need("g_proj.weight", d_inner, d_model), rows=by_row)
-        result.add(f"{blk}.attn_gate.weight", (d_inner, d_model), gate)
-    for hf, gguf in (("a_proj", "ssm_alpha"), ("b_proj", "ssm_beta")):
-        part = Part(need(f"{hf}.weight", heads, d_model), rows=by_head)
-        result.add(f"{blk}.{gguf}.weight", (heads, d_model), part)
-    result.add(f"{blk}.ssm_a", (heads,), Part(a_log, columns=by_head, function=negative_exp))
-    result.add(f"{blk}.ssm_dt.bias", (heads,), Part(need("dt_bias", heads), columns=by_head))
-    result.add(
-        f"{blk}.ssm_norm.weight", (d_inner // heads,), need("o_norm.weight", d_inner // heads)
-    )
-    result.add(f"{blk}.ssm_out.weight", (d_model, d_inner), Part(out, columns=by_row))
+def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    keys, attn, blk = result.keys, f"model.layers.{i}.attn", f"blk.{i}"
+    d_model = keys["embedding_length"]
+    shared = d_model // keys["attention.head_count"][i] * keys["attention.head_count_kv"][i]
+    for name, gguf, rows in (
+        ("q", "q", d_model), ("k", "k", shared), ("v", "v", shared), ("o", "output", d_model),
+    ):  # fmt: skip
+        add_linear(result, checkpoint, f"{attn}.{name}_proj", f"{blk}.attn_{gguf}", rows, d_model)
 
 
 def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
@@ -131,9 +180,3 @@ def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
         result.add(f"{blk}.ffn_{name}.weight", (d_ff, d_model), part)
     down = checkpoint.require(f"{layer}.mlp.down_proj.weight", d_model, d_ff)
     result.add(f"{blk}.ffn_down.weight", (d_model, d_ff), down)
-
-
-def _tiled(key_heads: int, heads: int, width: int) -> np.ndarray:
-    """Rows of value heads from grouped (head k r + j) to tiled order (head j Hk + k)."""
-    rows = np.arange(heads * width).reshape(key_heads, heads // key_heads, width)
-    return rows.swapaxes(0, 1).reshape(-1)

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
-
-import numpy as np
 
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
+from .experts import NAMES, half
+from .layers import add_attention, add_mlp, add_norm, head_counts, head_width, layer_types
 from .mamba import CONTEXT_LENGTH, add_ends
 from .mamba2 import add_mixer, remark_limit
-from .plan import Part, Plan
-from .source import Source
+from .plan import Plan
 
 MODEL_TYPES = ("granitemoehybrid", "bamba")
-
-#: How releases of transformers have called the two kinds of layer.
-_ATTENTION, _MAMBA = ("attention", "full_attention"), ("mamba", "linear_attention")
 
 #: Granite's multipliers: config's name, GGUF's. All are 1 where config says nothing.
 _SCALES = {
@@ -57,23 +52,17 @@ def plan(checkpoint: Checkpoint) -> Plan:
             _add_attention(result, checkpoint, i)
         else:
             add_mixer(result, checkpoint, f"model.layers.{i}.mamba", f"blk.{i}")
-        (_add_mlp if bamba else _add_experts)(result, checkpoint, i)
+        if bamba:
+            mlp, d_ff = f"model.layers.{i}.feed_forward", keys["feed_forward_length"]
+            add_mlp(result, checkpoint, mlp, f"blk.{i}", d_ff, d_model, NAMES)
+        else:
+            _add_experts(result, checkpoint, i)
     return result
 
 
 def _attention_keys(config: Config, d_model: int) -> dict[str, Any]:
-    heads = config.count("num_attention_heads", 32)
-    key_heads = config.count("num_key_value_heads", heads)
-    if heads % key_heads or d_model % heads:
-        raise InvalidFile(
-            f"{config.path}: num_attention_heads is {heads}, which does not go with "
-            f"num_key_value_heads {key_heads} and hidden_size {d_model}"
-        )
-    if config.count("head_dim", d_model // heads) != d_model // heads:
-        raise UnsupportedModel(
-            f"{config.path}: head_dim is {config.get('head_dim')}, and this architecture knows "
-            f"only hidden_size / num_attention_heads, {d_model // heads}"
-        )
+    heads, key_heads = head_counts(config)
+    head_width(config, d_model, heads)
     layers = _layer_types(config)
     if all(layers):
         raise UnsupportedModel(
@@ -88,17 +77,9 @@ def _attention_keys(config: Config, d_model: int) -> dict[str, Any]:
 def _layer_types(config: Config) -> list[bool]:
     """For each layer, whether it is one of attention."""
     count = config.count("num_hidden_layers")
-    types, name = config.get("layer_types"), config.name("layer_types")
+    types = layer_types(config)
     if types is not None:
-        if not isinstance(types, list) or len(types) != count:
-            raise InvalidFile(f"{config.path}: {name} does not name {count} layers")
-        for kind in types:
-            if kind not in (*_ATTENTION, *_MAMBA):
-                raise UnsupportedModel(
-                    f"{config.path}: {name} names {str(kind)[:40]!r}; keelback runs "
-                    "attention and mamba"
-                )
-        return [kind in _ATTENTION for kind in types]
+        return [kind == "full_attention" for kind in types]
     indices = config.get("attn_layer_indices", [])
     if not isinstance(indices, list) or any(type(i) is not int for i in indices):
         raise InvalidFile(f"{config.path}: attn_layer_indices is no list of whole numbers")
@@ -210,48 +191,17 @@ def _granite_keys(config: Config) -> dict[str, Any]:
 def _add_norms(result: Plan, checkpoint: Checkpoint, i: int, second: str) -> None:
     d_model = result.keys["embedding_length"]
     for hf, gguf in (("input", "attn"), (second, "ffn")):
-        norm = checkpoint.require(f"model.layers.{i}.{hf}_layernorm.weight", d_model)
-        result.add(f"blk.{i}.{gguf}_norm.weight", (d_model,), norm)
+        name = f"model.layers.{i}.{hf}_layernorm"
+        add_norm(result, checkpoint, name, f"blk.{i}.{gguf}_norm", d_model)
 
 
 def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     keys = result.keys
     d_model, heads = keys["embedding_length"], keys["attention.head_count"]
-    key_heads, d_head = keys["attention.head_count_kv"][i], d_model // heads
-    turned = keys.get("rope.rearranged_count", d_head)
-    for name, gguf, count in (
-        ("q", "q", heads), ("k", "k", key_heads), ("v", "v", key_heads), ("o", "output", heads),
-    ):  # fmt: skip
-        shape = (d_model, d_model) if name == "o" else (count * d_head, d_model)
-        order = _side_by_side(count, d_head, turned) if name in "qk" else None
-        hf, target = f"model.layers.{i}.self_attn.{name}_proj", f"blk.{i}.attn_{gguf}"
-        weight = Part(checkpoint.require(f"{hf}.weight", *shape), rows=order)
-        result.add(f"{target}.weight", shape, weight)
-        bias = checkpoint.find(f"{hf}.bias", shape[0])
-        if bias is not None:
-            result.add(f"{target}.bias", shape[:1], Part(bias, columns=order))
-
-
-def _side_by_side(heads: int, d_head: int, turned: int) -> np.ndarray:
-    """Rows of queries or keys, so that rotary pairs (i, i + turned / 2) become (2 i, 2 i + 1).
-
-    As llama.cpp does it; where nothing is turned it changes no product of a query and a key.
-    """
-    half = turned // 2
-    order = np.arange(d_head)
-    order[: 2 * half] = order[: 2 * half].reshape(2, half).T.reshape(-1)
-    return (d_head * np.arange(heads)[:, None] + order).reshape(-1)
-
-
-def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
-    d_model, d_ff = result.keys["embedding_length"], result.keys["feed_forward_length"]
-    for part, *shape in (("gate", d_ff, d_model), ("up", d_ff, d_model), ("down", d_model, d_ff)):
-        hf, target = f"model.layers.{i}.feed_forward.{part}_proj", f"blk.{i}.ffn_{part}"
-        weight = checkpoint.require(f"{hf}.weight", *shape)
-        result.add(f"{target}.weight", tuple(shape), weight)
-        bias = checkpoint.find(f"{hf}.bias", shape[0])
-        if bias is not None:
-            result.add(f"{target}.bias", (shape[0],), bias)
+    counts, d_head = (heads, keys["attention.head_count_kv"][i]), d_model // heads
+    paired = keys.get("rope.rearranged_count", d_head)
+    hf = f"model.layers.{i}.self_attn"
+    add_attention(result, checkpoint, hf, f"blk.{i}", d_model, counts, d_head, paired)
 
 
 def _add_experts(result: Plan, checkpoint: Checkpoint, i: int) -> None:
@@ -259,8 +209,10 @@ def _add_experts(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     d_model, d_ff = keys["embedding_length"], keys["feed_forward_length"]
     experts, shared = keys["expert_count"], keys["expert_shared_feed_forward_length"]
     kind = "_shexp" if experts else ""
-    source = need(f"{layer}.shared_mlp.input_linear.weight", 2 * shared, d_model)
-    _add_halves(result, f"blk.{i}", kind, source, (shared, d_model))
+    both = need(f"{layer}.shared_mlp.input_linear.weight", 2 * shared, d_model)
+    for index, part in enumerate(("gate", "up")):
+        rows = half(both, shared, index)
+        result.add(f"blk.{i}.ffn_{part}{kind}.weight", (shared, d_model), rows)
     source = need(f"{layer}.shared_mlp.output_linear.weight", d_model, shared)
     result.add(f"blk.{i}.ffn_down{kind}.weight", (d_model, shared), source)
     if not experts:
@@ -268,19 +220,11 @@ def _add_experts(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     moe = f"{layer}.block_sparse_moe"
     router = need(f"{moe}.router.layer.weight", experts, d_model)
     result.add(f"blk.{i}.ffn_gate_inp.weight", (experts, d_model), router)
-    source = need(f"{moe}.input_linear.weight", experts, 2 * d_ff, d_model)
-    _add_halves(result, f"blk.{i}", "_exps", source, (experts, d_ff, d_model))
+    both = need(f"{moe}.input_linear.weight", experts, 2 * d_ff, d_model)
+    for index, part in enumerate(("gate", "up")):
+        rows = half(both, d_ff, index)
+        result.add(f"blk.{i}.ffn_{part}_exps.weight", (experts, d_ff, d_model), rows)
     source = need(f"{moe}.output_linear.weight", experts, d_model, d_ff)
     # Seen as one matrix, so that it is not read an expert at a time.
     source = source.reshaped(experts * d_model, d_ff)
     result.add(f"blk.{i}.ffn_down_exps.weight", (experts, d_model, d_ff), source)
-
-
-def _add_halves(result: Plan, blk: str, kind: str, source: Source, shape: tuple[int, ...]) -> None:
-    """Gate and up, which lie in one matrix, or in one of each expert: first the gate's rows."""
-    width, d_model = shape[-2:]
-    rows = np.arange(math.prod(source.shape[:-1])).reshape(-1, 2, width)
-    matrix = source.reshaped(rows.size, d_model)
-    for part, half in (("gate", 0), ("up", 1)):
-        index = rows[:, half].reshape(-1)
-        result.add(f"{blk}.ffn_{part}{kind}.weight", shape, Part(matrix, rows=index))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.errors import InvalidFile, UnsupportedModel
-from .config import Config, read_json
+from .config import Config, demand, read_json
 from .location import no_config
 from .refusals import float8_block, refuse_adapter
 
@@ -21,6 +21,9 @@ from .refusals import float8_block, refuse_adapter
 _SPELLINGS = {
     "layer_norm_epsilon": "norm_eps", "time_step_rank": "dt_rank", "time_step_limit": "dt_limit",
     "layer_types": "layers_block_type", "rope_parameters": "rope_scaling",
+    "max_position_embeddings": "model_max_length", "norm_topk_prob": "moe_renormalize",
+    "num_local_experts": "num_experts", "num_experts_per_tok": "num_experts_per_token",
+    "n_shared_experts": "num_shared_experts", "n_group": "num_expert_group",
 }  # fmt: skip
 _MAMBA_SSM = {
     "hidden_size": "d_model", "num_hidden_layers": "n_layer", "expand": "ssm_cfg.expand",
@@ -35,8 +38,9 @@ _MISTRAL = {
 
 #: Options that make another model: the value that keelback runs, which is also the default.
 _MAMBA_SSM_FIXED = {
-    "rms_norm": True, "d_intermediate": 0, "attn_layer_idx": [], "ssm_cfg.rmsnorm": True,
-    "ssm_cfg.norm_before_gate": False, "ssm_cfg.D_has_hdim": False, "ssm_cfg.d_ssm": None,
+    "rms_norm": True, "ssm_cfg.rmsnorm": True, "ssm_cfg.norm_before_gate": False,
+    "ssm_cfg.D_has_hdim": False, "ssm_cfg.d_ssm": None, "attn_cfg.mlp_dim": 0,
+    "attn_cfg.rotary_emb_interleaved": False,
 }  # fmt: skip
 _FLA_FIXED = {"rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False}
 
@@ -53,11 +57,15 @@ _CLASSES = {
 
 #: What the tensors of a language model may begin with, and what their names begin with then.
 _OUTER = ("model.", "backbone.", "language_model.", "text_model.", "module.", "_orig_mod.")
-_INNER = ("embeddings", "embed_tokens", "layers", "norm_f", "norm", "final_layernorm")
+_INNER = (
+    "embeddings", "embed_tokens", "word_embeddings", "layers", "norm_f", "norm", "final_layernorm",
+    "embedding_norm",
+)  # fmt: skip
 #: Types whose tensors transformers calls `backbone.`; those of others are `model.`.
 _BACKBONES = ("mamba", "falcon_mamba", "mamba2")
-#: Layers that guess several tokens ahead, which no model needs to run.
-_MTP = "mtp"
+#: Layers that guess several tokens ahead, which no model needs to run: what their tensors begin
+#: with, or how many of them stand behind the other layers.
+_MTP, _MTP_LAYERS = "mtp", ("num_nextn_predict_layers", "num_mtp_layers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,15 @@ def recognise(folder: Path) -> Layout:
         raise no_config(folder)
     root = "backbone." if config.get("model_type") in _BACKBONES else "model."
     block = float8_block(folder, config.values)
-    return Layout(config, partial(_renamed, root, wrapped), block)
+    return Layout(config, partial(_renamed, root, wrapped, _guessing(config)), block)
+
+
+def _guessing(config: Config) -> range:
+    """Numbers of the layers that guess several tokens ahead, where those are counted on."""
+    layers = config.get("num_hidden_layers")
+    more = next((config.get(key) for key in _MTP_LAYERS if config.get(key)), 0)
+    whole = type(layers) is int and type(more) is int
+    return range(layers, layers + more) if whole else range(0)
 
 
 def described(path: Path, values: dict[str, Any]) -> tuple[Config, bool]:
@@ -107,7 +123,11 @@ def unwrapped(values: dict[str, Any]) -> dict[str, Any]:
     inner = next((values[key] for key in _WRAPPED if values.get(key)), None)
     if not isinstance(inner, dict):
         return values
-    return {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
+    merged = {key: values[key] for key in values.keys() - _OWN_TO_WRAPPERS} | inner
+    if values.get("tie_word_embeddings") is True:
+        # Which of the two counts differs from model to model; a head that is there is taken anyway.
+        merged["tie_word_embeddings"] = True
+    return merged
 
 
 def _is_mamba_ssm(values: dict[str, Any]) -> bool:
@@ -130,7 +150,7 @@ def _transformers(path: Path, values: dict[str, Any]) -> Config:
     config = Config(path, values, names)
     if config.get("model_type") == "mamba2" and "fuse_norm" in values:
         values["n_groups"] = config.count("n_groups", 1)
-        _demand(config, _FLA_FIXED)
+        demand(config, _FLA_FIXED)
         if "rmsnorm" not in values and values["n_groups"] > 1:
             raise UnsupportedModel(
                 f"{path}: n_groups is {values['n_groups']}, and flash-linear-attention before 0.5 "
@@ -141,13 +161,14 @@ def _transformers(path: Path, values: dict[str, Any]) -> Config:
 
 def _mamba_ssm(path: Path, values: dict[str, Any]) -> Config:
     """mamba_ssm's config, in which a missing key stands for the default of its layers."""
-    layers = values.get("ssm_cfg") or {}
-    if not isinstance(layers, dict):
-        raise InvalidFile(f"{path}: ssm_cfg is no object; download the checkpoint again")
-    values = {**values, **{f"ssm_cfg.{key}": value for key, value in layers.items()}}
+    for outer in ("ssm_cfg", "attn_cfg"):
+        inner = values.get(outer) or {}
+        if not isinstance(inner, dict):
+            raise InvalidFile(f"{path}: {outer} is no object; download the checkpoint again")
+        values = {**values, **{f"{outer}.{key}": value for key, value in inner.items()}}
     config = Config(path, values, _MAMBA_SSM)
     second = config.one_of("ssm_cfg.layer", "Mamba1", "Mamba1", "Mamba2") == "Mamba2"
-    _demand(config, _MAMBA_SSM_FIXED)
+    demand(config, _MAMBA_SSM_FIXED)
     values["model_type"] = "mamba2" if second else "mamba"
     if second:
         values |= {"ssm_cfg.ngroups": config.count("n_groups", 1), "num_heads": _heads(config)}
@@ -161,7 +182,7 @@ def _mistral(path: Path, values: dict[str, Any]) -> Config:
         raise UnsupportedModel(
             f"{path} describes a transformer; take a recurrent model, or llama.cpp for this one"
         )
-    _demand(config, {"rms_norm": True})
+    demand(config, {"rms_norm": True})
     values |= {"n_groups": config.count("n_groups", 1), "num_heads": _heads(config)}
     values["model_type"] = "mamba2"
     return config
@@ -179,16 +200,7 @@ def _heads(config: Config) -> int:
     return inner // width
 
 
-def _demand(config: Config, fixed: dict[str, Any]) -> None:
-    for key, only in fixed.items():
-        if (value := config.get(key, only)) != only:
-            runs = "with" if only else "without"
-            raise UnsupportedModel(
-                f"{config.path}: {key} is {repr(value)[:80]}; keelback runs models {runs} it"
-            )
-
-
-def _renamed(root: str, wrapped: bool, name: str) -> str | None:
+def _renamed(root: str, wrapped: bool, guessing: range, name: str) -> str | None:
     """The name that transformers gives a tensor, or None for one that is left aside."""
     bare = name
     while bare.startswith(_OUTER):
@@ -196,6 +208,9 @@ def _renamed(root: str, wrapped: bool, name: str) -> str | None:
     first, _, rest = bare.partition(".")
     if first == "embedding":
         first = "embeddings"
+    number = rest.partition(".")[0]
+    if first == "layers" and number.isdecimal() and int(number[:9]) in guessing:
+        return None
     if first in _INNER:
         return f"{root}{first}.{rest}"
     if first == "lm_head":

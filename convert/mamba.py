@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+import numpy as np
 
 from .checkpoint import Checkpoint
 from .config import Config
+from .mamba_ssm import add_layer, layer_keys
 from .plan import Part, Plan, negative_exp
 from .source import equal
 
@@ -27,7 +31,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     rank = math.ceil(d_model / 16) if automatic else config.count("time_step_rank")
     keys = {
         "context_length": CONTEXT_LENGTH, "embedding_length": d_model, "block_count": layers,
-        "feed_forward_length": 0, "attention.head_count": 0,
+        **layer_keys(config),
         "attention.layer_norm_rms_epsilon": config.number("layer_norm_epsilon", 1e-5),
         "ssm.conv_kernel": config.count("conv_kernel", 4), "ssm.inner_size": d_inner,
         "ssm.state_size": config.count("state_size", 16), "ssm.time_step_rank": rank,
@@ -40,7 +44,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     _add_inner_norms(result, config)
     add_ends(result, checkpoint, "backbone.embeddings.weight", "backbone.norm_f.weight")
     for i in range(layers):
-        _add_layer(result, checkpoint, i)
+        add_layer(result, checkpoint, i, add_mixer)
     return result
 
 
@@ -57,18 +61,16 @@ def _add_inner_norms(result: Plan, config: Config) -> None:
             )
 
 
-def _add_layer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str) -> None:
+    """The tensors of a Mamba-1 mixer, whose names begin with `mixer` in the checkpoint."""
     keys, need = result.keys, checkpoint.require
     d_model, d_inner = keys["embedding_length"], keys["ssm.inner_size"]
     d_state, rank = keys["ssm.state_size"], keys["ssm.time_step_rank"]
-    mixer, blk = f"backbone.layers.{i}.mixer", f"blk.{i}"
     matrices = {
         "in_proj": ("ssm_in", 2 * d_inner, d_model),
         "x_proj": ("ssm_x", rank + 2 * d_state, d_inner),
         "dt_proj": ("ssm_dt", d_inner, rank), "out_proj": ("ssm_out", d_model, d_inner),
     }  # fmt: skip
-    norm = need(f"backbone.layers.{i}.norm.weight", d_model)
-    result.add(f"{blk}.attn_norm.weight", (d_model,), norm)
     for hf, (gguf, *shape) in matrices.items():
         result.add(f"{blk}.{gguf}.weight", tuple(shape), need(f"{mixer}.{hf}.weight", *shape))
     result.add(f"{blk}.ssm_dt.bias", (d_inner,), need(f"{mixer}.dt_proj.bias", d_inner))
@@ -79,15 +81,26 @@ def _add_layer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     add_projection_biases(result, checkpoint, mixer, blk, 2 * d_inner)
 
 
-def add_ends(result: Plan, checkpoint: Checkpoint, embedding: str, norm: str) -> None:
-    """The embedding, the last norm, and the output matrix unless it is the embedding again."""
+def add_ends(
+    result: Plan,
+    checkpoint: Checkpoint,
+    embedding: str,
+    norm: str,
+    function: Callable[[np.ndarray], np.ndarray] | None = None,
+    target: str = "output_norm.weight",
+) -> None:
+    """The embedding, the last norm, and the output matrix unless it is the embedding again.
+
+    function: what is applied to the norm's weight. target: what llama.cpp calls it.
+    """
     d_model = result.keys["embedding_length"]
     table = checkpoint.require(embedding)
     vocabulary = table.shape[0] if table.shape else 0
     table = checkpoint.require(embedding, vocabulary, d_model)
     result.keys["vocab_size"] = vocabulary
     result.add("token_embd.weight", (vocabulary, d_model), table)
-    result.add("output_norm.weight", (d_model,), checkpoint.require(norm, d_model))
+    last = Part(checkpoint.require(norm, d_model), function=function)
+    result.add(target, (d_model,), last)
     # Where config says that it is a matrix of its own, the embedding would not do for it.
     own = checkpoint.config.get("tie_word_embeddings") is False
     take = checkpoint.require if own else checkpoint.find

@@ -8,6 +8,7 @@ from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config
 from .mamba import CONTEXT_LENGTH, add_conv, add_ends, add_projection_biases
+from .mamba_ssm import add_layer, layer_keys
 from .plan import Part, Plan, negative_exp
 
 MODEL_TYPES = ("mamba2",)
@@ -26,7 +27,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     d_inner = heads * config.count("head_dim", 64)
     keys = {
         "context_length": CONTEXT_LENGTH, "embedding_length": d_model, "block_count": layers,
-        "feed_forward_length": 0, "attention.head_count": 0,
+        **layer_keys(config),
         "attention.layer_norm_rms_epsilon": config.number("layer_norm_epsilon", 1e-5),
         "ssm.conv_kernel": config.count("conv_kernel", 4), "ssm.inner_size": d_inner,
         "ssm.state_size": config.count("state_size", 128), "ssm.time_step_rank": heads,
@@ -40,7 +41,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     remark_limit(result, config)
     add_ends(result, checkpoint, "backbone.embeddings.weight", "backbone.norm_f.weight")
     for i in range(layers):
-        _add_layer(result, checkpoint, i)
+        add_layer(result, checkpoint, i, add_mixer)
     return result
 
 
@@ -54,15 +55,13 @@ def remark_limit(result: Plan, config: Config) -> None:
         )
 
 
-def _add_layer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
-    d_model = result.keys["embedding_length"]
-    norm = checkpoint.require(f"backbone.layers.{i}.norm.weight", d_model)
-    result.add(f"blk.{i}.attn_norm.weight", (d_model,), norm)
-    add_mixer(result, checkpoint, f"backbone.layers.{i}.mixer", f"blk.{i}")
+def add_mixer(
+    result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, normed: bool = True
+) -> None:
+    """The tensors of a Mamba-2 mixer, whose names begin with `mixer` in the checkpoint.
 
-
-def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str) -> None:
-    """The tensors of a Mamba-2 mixer, whose names begin with `mixer` in the checkpoint."""
+    normed: whether there is a norm behind the recurrence.
+    """
     keys, need = result.keys, checkpoint.require
     d_model, d_inner = keys["embedding_length"], keys["ssm.inner_size"]
     heads, groups = keys["ssm.time_step_rank"], keys["ssm.group_count"]
@@ -75,8 +74,9 @@ def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str) -> Non
     a_log = Part(need(f"{mixer}.A_log", heads), function=negative_exp)
     result.add(f"{blk}.ssm_a", (heads, 1), a_log)
     result.add(f"{blk}.ssm_d", (heads, 1), need(f"{mixer}.D", heads))
-    gated_norm = need(f"{mixer}.norm.weight", d_inner)
-    result.add(f"{blk}.ssm_norm.weight", (groups, d_inner // groups), gated_norm)
+    if normed:
+        gated_norm = need(f"{mixer}.norm.weight", d_inner)
+        result.add(f"{blk}.ssm_norm.weight", (groups, d_inner // groups), gated_norm)
     out_proj = need(f"{mixer}.out_proj.weight", d_model, d_inner)
     result.add(f"{blk}.ssm_out.weight", (d_model, d_inner), out_proj)
     add_projection_biases(result, checkpoint, mixer, blk, projected)

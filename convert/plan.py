@@ -69,7 +69,7 @@ class Tensor:
     def always_f32(self) -> bool:
         """Small tensors, routers and what feeds the recurrence stay float32, as in llama.cpp."""
         small = len(self.shape) < 2 or self.name.endswith("_norm.weight")
-        fed = "ssm_conv1d" in self.name or "ffn_gate_inp" in self.name
+        fed = any(part in self.name for part in ("ssm_conv1d", "shortconv.conv", "ffn_gate_inp"))
         return small or fed or not self.name.endswith(".weight")
 
 

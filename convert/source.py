@@ -203,6 +203,45 @@ class Scaled:
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class Transposed:
+    """Of each of `count` equal stacks of a matrix's rows the first `width` ones, on their side.
+
+    A stack's columns become rows, so that there are `count` times as many rows as the matrix had
+    columns.
+    """
+
+    source: Source
+    count: int
+    width: int
+
+    @property
+    def kind(self) -> str:
+        """The type of its numbers on disk."""
+        return self.source.kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dimensions."""
+        return self.count * self.source.shape[1], self.width
+
+    def read(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """The rows of a slice or of an index, as float32: (count, width)."""
+        height, columns = self.source.shape[0] // self.count, self.source.shape[1]
+        stacks, lines = np.divmod(np.arange(self.shape[0])[rows], columns)
+        values = np.empty((len(stacks), self.width), np.float32)
+        for stack in np.unique(stacks):
+            first = int(stack) * height
+            block = self.source.read(slice(first, first + self.width))
+            values[stacks == stack] = block.T[lines[stacks == stack]]
+        return values
+
+    def reshaped(self, *shape: int) -> Transposed:
+        """Itself: nobody asks for another shape."""
+        assert math.prod(shape) == math.prod(self.shape)
+        return self
+
+
 def equal(one: Source, other: Source) -> bool:
     """Whether two tensors hold the same numbers; compared a few rows at a time."""
     starts = range(0, rows_of(one), _COMPARED_ROWS)

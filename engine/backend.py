@@ -10,7 +10,7 @@ import numpy as np
 
 from ..kernels.errors import InvalidInput
 from ..models.graph import Graph
-from .state import State
+from .state import Layout, State
 from .threads import CancelFlag
 from .weights import WeightStore
 
@@ -54,6 +54,10 @@ class Backend(Protocol):
     #: Names what the bits depend on: backend, instruction set, weight layout.
     numerics: str
 
+    def load(self) -> None:
+        """Bring the weights into memory, once; `forward` then runs."""
+        ...
+
     def forward(self, batch: Batch, cancel: CancelFlag | None = None) -> np.ndarray | None:
         """Advance the states and return logits (R, vocabulary) float32.
 
@@ -67,6 +71,7 @@ def make_backend(
     name: str,
     graph: Graph,
     weights: WeightStore,
+    layout: Layout,
     threads: int | None,
     notice: Callable[[str], None],
     progress: Progress | None = None,
@@ -80,7 +85,7 @@ def make_backend(
     if name == "cpu":
         from .cpu import CpuBackend
 
-        return CpuBackend(graph, weights, threads, notice, progress, admit)
+        return CpuBackend(graph, weights, layout, threads, notice, progress, admit)
     if name == "numpy":
         from .reference import NumpyBackend
 

@@ -47,8 +47,9 @@ class Probe:
         return nbytes / (time.perf_counter() - began)
 
 
-def moved_bytes(model: Model) -> int:
-    """Bytes that one token has to move: weights once, an embedding row, the state in and out."""
+def moved_bytes(model: Model, position: int = 0) -> int:
+    """Bytes that a token behind `position` others has to move: weights once, of a stack of experts
+    those that are used, an embedding row, the state in and out, keys and values."""
     matrices: dict[str, int] = {}
     row = 0
     for node in model.graph.nodes:
@@ -59,5 +60,10 @@ def moved_bytes(model: Model) -> int:
             if looked_up:
                 row = value.block.row_bytes(value.width)
             else:
-                matrices[value.name] = model.file.tensors[value.name].nbytes
-    return sum(matrices.values()) + row + 2 * model.layout.fixed_bytes
+                used, stacked = (node.attributes.get(key, 1) for key in ("used", "experts"))
+                whole = len(value.shape) < 3
+                nbytes = model.file.tensors[value.name].nbytes
+                matrices[value.name] = nbytes if whole else nbytes * used // stacked
+    layout = model.layout
+    kept = 2 * layout.fixed_bytes + position * layout.bytes_per_token
+    return sum(matrices.values()) + row + kept

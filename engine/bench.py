@@ -42,6 +42,8 @@ class Plan:
     repetitions: int = 5
     repack: bool | None = None
     max_ram: str | None = None
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
 
     def check(self) -> None:
         """Raise InvalidInput for numbers that cannot be meant."""
@@ -116,8 +118,9 @@ def _load(plan: Plan, path: str, threads: int, notice: Notice, progress: Progres
     platform.reset_peak()
     compiled, began = compile_seconds(), time.perf_counter()
     model = Model(
-        path, threads, notice=notice, progress=progress, repack=plan.repack, max_ram=plan.max_ram
-    )
+        path, threads, notice=notice, progress=progress, repack=plan.repack, max_ram=plan.max_ram,
+        cache_type_k=plan.cache_type_k, cache_type_v=plan.cache_type_v,
+    )  # fmt: skip
     model.forward([0])
     seconds, jit = time.perf_counter() - began, compile_seconds() - compiled
     peak = platform.peak_resident()
@@ -212,7 +215,7 @@ def _own(
 ) -> dict[str, Any]:
     """What llama-bench does not tell. A prompt's tokens share the weights: no bytes for it."""
     layout = loaded.model.layout
-    moved = moved_bytes(loaded.model) if test.generated else None
+    moved = moved_bytes(loaded.model, test.depth + test.generated // 2) if test.generated else None
     return {
         "moved_bytes_per_token": moved,
         "bandwidth_gbs": bandwidth / 1e9,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 
 from ..kernels import table
+from ..kernels.attention import SPAN
 from ..kernels.errors import InvalidInput
 from ..models.graph import Graph
 from . import packing
@@ -16,7 +17,7 @@ from .footprint import Footprint, footprint
 from .lowering import lower
 from .objects import Notice, addresses, key
 from .platform import pages, processors, yield_address
-from .state import PAGE_ROWS, Layout, aligned
+from .state import PAGE_ROWS, SHARED_ROWS, Layout, aligned
 from .threads import CancelFlag, pool
 from .weights import WeightStore
 from .workers import KERNELS, MAX_THREADS, workers
@@ -29,6 +30,7 @@ class CpuBackend:
         self,
         graph: Graph,
         weights: WeightStore,
+        layout: Layout,
         threads: int | None,
         notice: Notice,
         progress: Progress | None = None,
@@ -36,14 +38,14 @@ class CpuBackend:
     ) -> None:
         """`progress` is told what is being done, steps done, and steps in all.
 
-        `admit` may refuse, by raising, before anything is compiled or loaded.
+        `admit` may refuse, by raising, before anything is compiled. Weights come with `load`.
         """
         self.threads = check_threads(threads)
         self.numerics = f"cpu/{key()}"
         self.delay_seed = 0
-        self._program = lower(graph, weights, MAX_ROWS)
+        self._program = lower(graph, weights, layout, MAX_ROWS)
         if admit is not None:
-            admit(footprint(self._program, weights, Layout.of(graph), self.threads))
+            admit(footprint(self._program, weights, layout, self.threads))
         wanted = [*self._program.kernels, *packing.kernels(weights.packings), *KERNELS]
         told = progress or (lambda label, done, total: None)
         found = addresses(wanted, notice, partial(told, "compiling"))
@@ -54,9 +56,20 @@ class CpuBackend:
         # All threads spin on this counter: it has a cache line of its own.
         self._arrivals = aligned(16).view(np.int64)
         self._never = CancelFlag()
-        self._scratch = pages(0)
+        self._scratch, self._partials = pages(0), pages(0)
+        self._units = np.zeros(SHARED_ROWS * self._program.partials[0], np.int64)
         self._context = self._fixed_context()
-        cancel, loading = CancelFlag(), partial(told, "loading")
+        self._load = partial(self._put, weights, found, partial(told, "loading"))
+
+    def load(self) -> None:
+        """See Backend."""
+        self._load()
+
+    def _put(
+        self, weights: WeightStore, found: Mapping[str, int], loading: Callable[[int, int], None]
+    ) -> None:
+        """Bring weights to where the table says that they are."""
+        cancel = CancelFlag()
         with pool().turn:
             pool().call(lambda: packing.pack(weights, found, self._pack, cancel, loading), cancel)
         weights.fill()
@@ -89,6 +102,7 @@ class CpuBackend:
         if len(self._scratch) < self.threads * self._program.scratch:
             self._scratch = pages(self.threads * self._program.scratch)
         context = self._context
+        self._share(batch)
         context[table.SCRATCH] = _address(self._scratch)
         context[table.TOKENS], context[table.OUTPUT_COUNT] = len(batch.ids), len(batch.outputs)
         context[table.SEQUENCES] = len(batch.states)
@@ -102,6 +116,20 @@ class CpuBackend:
 
         self._play(self._program.records, context)
         return None if flag.is_set else logits
+
+    def _share(self, batch: Batch) -> None:
+        """Room for threads that take spans of rows, where there are too few rows for all."""
+        rows, (_, nbytes) = len(batch.ids), self._program.partials
+        spans = 0
+        if rows <= SHARED_ROWS and nbytes:
+            spans = -(-(int(batch.positions.max()) + 1) // SPAN)
+        if len(self._partials) < rows * spans * nbytes:
+            # For twice as many tokens, so that it does not grow with every span.
+            self._partials = pages(2 * rows * spans * nbytes)
+        self._units[:] = 0
+        self._context[table.SPAN_STRIDE] = spans
+        self._context[table.PARTIALS] = _address(self._partials)
+        self._context[table.UNITS] = _address(self._units)
 
     def _pack(self, records: np.ndarray) -> None:
         """Play records of packing, which need no barriers and leave nothing to cancel."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import models
+from ..kernels.attention import SPAN
 from ..kernels.errors import InvalidInput
 from ..kernels.formats.panels import PANELS
 from ..kernels.op import Kind, Weight
@@ -17,13 +18,15 @@ from .backend import MAX_ROWS
 from .info import open_file
 from .lowering import Program, lower
 from .platform import available_memory
-from .state import PAGE_ROWS, Layout
+from .state import PAGE_ROWS, SHARED_ROWS, Layout, cache_types
 from .weights import WeightStore, panel_bytes
 
 #: Tokens that a text is taken to have where nothing is said.
 CONTEXT = 4096
 #: Python, NumPy, what is left of LLVM, and the kernels; measured, on Linux.
 INTERPRETER = 45 << 20
+#: A tokenizer's library, and what it takes for every token; measured.
+TOKENIZER, TOKEN = 6 << 20, 450
 #: Panels may take so much of the memory that is available; else weights stay in the file.
 SHARE = 0.6
 
@@ -37,10 +40,12 @@ class Footprint:
 
     panels, mapped, converted, vectors  weights: rearranged, as they are in the file, widened, and
                                         float32 vectors
-    arena, scratch                      rows of the largest forward; what each thread packs into
+    arena, scratch                      rows of the largest forward; what each thread works in
     state, cache                        all sequences, fixed, and keys and values of their tokens
+    shared                              what threads tell each other of long texts
     copies                              of the states, for as long as a prompt is read
     logits                              of all sequences
+    tokenizer                           its tokens and merges
     interpreter                         everything else
     """
 
@@ -52,8 +57,10 @@ class Footprint:
     scratch: int
     state: int
     cache: int
+    shared: int
     copies: int
     logits: int
+    tokenizer: int
     interpreter: int = INTERPRETER
 
     @property
@@ -84,15 +91,33 @@ def footprint(
         scratch=threads * program.scratch,
         state=fixed,
         cache=tokens * layout.bytes_per_token * sequences,
+        shared=_shared(program, context),
         # A text's first rows need none.
         copies=fixed if context > MAX_ROWS else 0,
         # A forward's, what is returned, and what the state keeps.
         logits=3 * program.vocabulary * _FLOAT * sequences,
+        tokenizer=_tokenizer(store),
     )
 
 
+def _tokenizer(store: WeightStore) -> int:
+    tokens = store.file.metadata.length("tokenizer.ggml.tokens")
+    return TOKENIZER + TOKEN * tokens if tokens else 0
+
+
+def _shared(program: Program, context: int) -> int:
+    """Of the largest forward whose rows threads share."""
+    return 2 * SHARED_ROWS * -(-context // SPAN) * program.partials[1]
+
+
 def plan(
-    path: str, threads: int, repack: bool | None, context: int = CONTEXT, sequences: int = 1
+    path: str,
+    threads: int,
+    repack: bool | None,
+    context: int = CONTEXT,
+    sequences: int = 1,
+    cache_type_k: str = "f16",
+    cache_type_v: str = "f16",
 ) -> dict[str, Any]:
     """Facts about running a model file, ready for JSON. Reads its header and no tensor."""
     if context < 1 or not 1 <= sequences <= MAX_ROWS:
@@ -102,9 +127,11 @@ def plan(
         )
     file = open_file(path)
     graph = models.build(file.metadata, file.tensors, file.path)
-    layout, available = Layout.of(graph), available_memory()
+    layout = Layout.of(graph, cache_types(cache_type_k, cache_type_v))
+    available = available_memory()
     store = WeightStore(file, lambda text: None, fits_panels(graph) if repack is None else repack)
-    found = footprint(lower(graph, store, MAX_ROWS), store, layout, threads, context, sequences)
+    program = lower(graph, store, layout, MAX_ROWS)
+    found = footprint(program, store, layout, threads, context, sequences)
     return {
         "file": str(file.path),
         "file_bytes": file.nbytes,

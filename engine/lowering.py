@@ -14,7 +14,7 @@ from ..kernels.formats.panels import LANES, PANELS
 from ..kernels.op import Kind, Op, Operand, Weight
 from ..models.graph import Buffer, CacheRef, Graph, Node, StateRef, Value
 from .passes import quantize_activations
-from .state import PAGE_ROWS
+from .state import PAGE_ROWS, Layout
 from .weights import Stored, WeightStore
 
 _FLOAT = 4
@@ -49,6 +49,7 @@ class Program:
     weights      what the bases from table.WEIGHTS up point to
     arena_bytes  size of the memory that all buffers share
     scratch      bytes that every thread needs for itself
+    partials     counters of a row, and bytes of a row for each span of tokens, that threads share
     vocabulary   width of the logits
     """
 
@@ -57,23 +58,30 @@ class Program:
     weights: tuple[np.ndarray, ...]
     arena_bytes: int
     scratch: int
+    partials: tuple[int, int]
     vocabulary: int
 
 
-def lower(graph: Graph, weights: WeightStore, max_rows: int) -> Program:
+def lower(graph: Graph, weights: WeightStore, layout: Layout, max_rows: int) -> Program:
     """Lower a graph for forwards of up to `max_rows` rows."""
     logits = graph.logits
     if logits is None or not logits.buffer.outputs or logits.width != logits.buffer.width:
         raise ValueError("a graph ends in one value, whole, for the rows that `select` kept")
     nodes = quantize_activations(graph, weights.block_of)
-    return _Lowering(nodes, logits, weights, max_rows).program()
+    return _Lowering(nodes, logits, weights, layout, max_rows).program()
 
 
 class _Lowering:
     def __init__(
-        self, nodes: Sequence[Node], logits: Value, weights: WeightStore, max_rows: int
+        self,
+        nodes: Sequence[Node],
+        logits: Value,
+        weights: WeightStore,
+        layout: Layout,
+        max_rows: int,
     ) -> None:
         self.nodes, self.logits, self.store, self.max_rows = nodes, logits, weights, max_rows
+        self.layout, self.partials = layout, (0, 0)
         self.places, self.arena_bytes = place_buffers(nodes, logits, max_rows)
         self.bases: dict[int, int] = {}
         self.scratch = 0
@@ -90,12 +98,14 @@ class _Lowering:
                 record[table.WAIT], pending = 1, []
             pending += touched
             kernels.append((self._kernel(node), node.op.kernels))
+            self.scratch = max(self.scratch, self._scratch(node))
         return Program(
             records,
             tuple(kernels),
             tuple(self.weights),
             self.arena_bytes,
             self.scratch,
+            self.partials,
             self.logits.width,
         )
 
@@ -104,11 +114,25 @@ class _Lowering:
         variant = node.op.variant(operands, node.attributes)
         return f"{node.op.name}.{variant}" if variant else node.op.name
 
+    def _scratch(self, node: Node) -> int:
+        """Bytes of a thread's own memory: what the op asks for, then room for a panel.
+
+        Rows that were not packed when the model was loaded are when they are used.
+        """
+        own = node.op.scratch(node.operands, node.attributes, self.max_rows)
+        panels = [
+            PANELS[block].stored.row_bytes(node.operands[slot].width) * LANES
+            for slot, operand in node.op.operands.items()
+            if operand.kind is Kind.MATRIX
+            and (block := self.store.stored_block(node.operands[slot])) in PANELS
+        ]
+        return _whole_lines(own) + _whole_lines(max(panels, default=0))
+
     def _as_loaded(self, value: Any) -> Any:
-        """A weight with the type it has in memory."""
+        """A weight with the type it has in memory; a cache with its place and type."""
         if isinstance(value, Weight):
             return Weight(value.name, value.shape, self.store.stored_block(value))
-        return value
+        return self.layout.place(value) if isinstance(value, CacheRef) else value
 
     def _fill(self, node: Node, record: np.ndarray) -> list[tuple[Span, bool]]:
         """Write a record; returns the spans it touches, each with whether it writes there."""
@@ -123,6 +147,10 @@ class _Lowering:
             record[at : at + table.OPERAND_FIELDS] = fields
             if span is not None:
                 touched.append((span, slot == 0 or operand.kind in (Kind.STATE, Kind.CACHE)))
+        shared = node.op.partials(node.operands, node.attributes)
+        if any(shared):
+            self.partials = max(self.partials[0], shared[0]), max(self.partials[1], shared[1])
+            touched.append((Span(table.SHARED, 0, 1), True))
         numbers = _attributes(node.op, node.attributes)
         record[table.ATTRIBUTES : table.ATTRIBUTES + len(numbers)] = numbers
         return touched
@@ -141,19 +169,16 @@ class _Lowering:
             start = value.offset * _FLOAT
             return (table.STATE, start, 0, 0), Span(table.STATE, start, start + value.size * _FLOAT)
         if isinstance(value, CacheRef):
-            start, step = PAGE_ROWS * value.offset * _FLOAT, value.width * _FLOAT
-            span = Span(table.PAGES, start, start + PAGE_ROWS * step)
-            return (table.PAGES, start, step, value.width), span
+            place = self.layout.place(value)
+            end = place.offset + value.heads * PAGE_ROWS * place.pitch
+            span = Span(table.PAGES, place.offset, end)
+            return (table.PAGES, place.offset, place.pitch, value.used), span
         return self._value(value)
 
     def _weight(self, stored: Stored) -> tuple[int, int, int, int]:
         base = self.bases.setdefault(id(stored), table.WEIGHTS + len(self.weights))
         if base == table.WEIGHTS + len(self.weights):
             self.weights.append(stored.data)
-        if stored.block in PANELS:
-            # Rows that were not packed when the model was loaded are when they are used.
-            panel = PANELS[stored.block].stored.row_bytes(stored.width) * LANES
-            self.scratch = max(self.scratch, -(-panel // _LINE) * _LINE)
         return base, 0, stored.row_bytes, stored.width
 
     def _value(self, value: Value) -> tuple[tuple[int, int, int, int], Span | None]:
@@ -165,6 +190,11 @@ class _Lowering:
         columns = (value.start, value.start + value.width)
         span = Span(table.ARENA, place, place + self.max_rows * step, value.buffer, columns)
         return (table.ARENA, place + start, step, value.width), span
+
+
+def _whole_lines(nbytes: int) -> int:
+    """Bytes up to the end of a cache line."""
+    return -(-nbytes // _LINE) * _LINE
 
 
 def _attributes(op: Op, attributes: dict[str, Any]) -> list[int]:
@@ -207,7 +237,7 @@ def place_buffers(
         if buffer is logits.buffer:
             continue
         live = [(start, end, other) for start, end, other in live if last[other] >= index]
-        size = -(-max_rows * buffer.width * _FLOAT // _LINE) * _LINE
+        size = _whole_lines(max_rows * buffer.width * _FLOAT)
         start = _first_gap(sorted((start, end) for start, end, _ in live), size)
         places[buffer] = start
         live.append((start, start + size, buffer))

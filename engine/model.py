@@ -16,7 +16,7 @@ from ..kernels.errors import InvalidInput, NumericalError, printable
 from .backend import MAX_ROWS, Batch, Progress, make_backend
 from .footprint import admission, fits_panels
 from .info import open_file, tokenizer_of
-from .state import Layout, State, check_states
+from .state import Layout, State, cache_types, check_states
 from .threads import CancelFlag, early, pool
 from .tokenizer import Tokenizer
 from .weights import WeightStore
@@ -45,26 +45,37 @@ class Model:
         repack: bool | None = None,
         max_ram: str | int | None = None,
         text: bool = False,
+        context: int = 0,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
     ) -> None:
         """See `keelback.load`; `notice` and `progress` are told of what takes time.
 
         With `text` the tokenizer, which is sure to be used, is built while the weights are loaded.
         """
+        if type(context) is not int or context < 0:
+            raise InvalidInput(f"a context of {context!r} tokens cannot be kept; give 0 or more")
         if max_ram is not None and backend != "cpu":
             raise InvalidInput("memory is planned for the cpu backend only; leave --max-ram out")
         admit = admission(Path(path), max_ram)
         self.file = open_file(path)
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
-        self.layout = Layout.of(self.graph)
+        self.layout = Layout.of(self.graph, cache_types(cache_type_k, cache_type_v))
+        # What has a fixed size needs no limit.
+        self.context = context if self.layout.caches else 0
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0
-        build = partial(tokenizer_of, self.file, self.vocabulary)
-        self._tokenizer = early(build) if text else build
         if repack is None:
             repack = fits_panels(self.graph)
             if not repack and backend == "cpu":
                 notice("weights stay in the file, for memory is short: this takes longer")
         store = WeightStore(self.file, notice, repack)
-        self.backend = make_backend(backend, self.graph, store, threads, notice, progress, admit)
+        self.backend = make_backend(
+            backend, self.graph, store, self.layout, threads, notice, progress, admit
+        )
+        build = partial(tokenizer_of, self.file, self.vocabulary)
+        # While weights are packed nothing else is done in Python.
+        self._tokenizer = early(build) if text else build
+        self.backend.load()
         self.notice = notice
         self.file.release_all()
 
@@ -158,6 +169,7 @@ class Model:
         ]
         with pool().turn:
             check_states(states, self.layout, self.fingerprint)
+            self._check_room(sequences, states)
             for chunk in _chunks([len(sequence) for sequence in sequences]):
                 body = partial(self._forward_chunk, sequences, states, chunk, out, every, cancel)
                 pool().call(body, cancel)
@@ -165,6 +177,19 @@ class Model:
                 if progress is not None:
                     progress(read)
         return (out if every else [rows[0] for rows in out]), states
+
+    def room(self, state: State) -> int | None:
+        """How many tokens a state can still read; None where there is no end."""
+        return self.context - state.position if self.context else None
+
+    def _check_room(self, sequences: list[np.ndarray], states: list[State]) -> None:
+        for ids, state in zip(sequences, states, strict=True):
+            room = self.room(state)
+            if room is not None and len(ids) > room:
+                raise InvalidInput(
+                    f"{len(ids)} tokens come to {state.position} that were read, and the context "
+                    f"is {self.context}; give a larger one (-c)"
+                )
 
     def _forward_chunk(
         self,

@@ -109,7 +109,7 @@ def _compiled(
         return {}
     folder, began, codes = _folder(), time.perf_counter(), {}
     folder.check(needed)
-    notice(f"compiling {len(missing)} kernels for this processor (once, a few seconds)")
+    notice(f"compiling {len(missing)} kernels for this processor (once, up to half a minute)")
     from ..kernels.jit import compile_kernel
 
     for done, (name, module) in enumerate(missing):

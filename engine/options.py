@@ -38,7 +38,8 @@ class Numbers(click.ParamType):
 
 
 def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Where weights are kept, and how much memory may be taken."""
+    """Where weights are kept, how keys and values are, and how much memory may be taken."""
+    command = cache_options(command)
     for option in (
         click.option(
             "--max-ram",
@@ -57,6 +58,20 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How attention layers keep what they have read."""
+    kinds = click.Choice(["f16", "q8_0", "f32"])
+    for flags, what in (
+        (("-ctv", "--cache-type-v"), "values"),
+        (("-ctk", "--cache-type-k"), "keys"),
+    ):
+        command = click.option(
+            *flags, type=kinds, default="f16", show_default=True,
+            help=f"How attention layers keep {what}.",
+        )(command)  # fmt: skip
+    return command
+
+
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where the model comes from and what runs it."""
     for option in (
@@ -65,6 +80,12 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["cpu", "numpy"]),
             default="cpu",
             help="What runs the model.",
+        ),
+        click.option(
+            *("-c", "--ctx-size", "context"),
+            type=int,
+            default=0,
+            help="Tokens that attention layers may keep; 0: as many as come.",
         ),
         click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
         click.option("--offline", is_flag=True, help="With -hf: run what is there, or nothing."),
@@ -190,6 +211,7 @@ def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `plan` plans for."""
+    command = cache_options(command)
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option(

@@ -87,8 +87,10 @@ _PLANNED = {
     "scratch": "scratch of all threads",
     "state": "states",
     "cache": "keys and values",
+    "shared": "sums that threads share",
     "copies": "states' copies, reading",
     "logits": "logits",
+    "tokenizer": "tokenizer",
     "interpreter": "Python and kernels",
 }
 

@@ -30,6 +30,9 @@ class NumpyBackend:
             if isinstance(value, Weight)
         }
 
+    def load(self) -> None:
+        """See Backend; they are there already."""
+
     def forward(self, batch: Batch, cancel: CancelFlag | None = None) -> np.ndarray | None:
         """See Backend; the flag is looked at between two ops."""
         values: dict[Buffer, np.ndarray] = {}

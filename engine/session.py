@@ -114,7 +114,8 @@ class Session:
     def generate(self, limit: int | None = None) -> Iterator[str]:
         """Yield pieces of text until a stop string, an end-of-text token, or `limit` tokens.
 
-        `finish_reason` then says "stop", "eos", "length" or "interrupted". Text that may begin a
+        `finish_reason` then says "stop", "eos", "length" (also where the model's context is full)
+        or "interrupted". Text that may begin a
         stop string stays in `stream`; `stream.flush()` gives it out.
         """
         self.finish_reason, self.stream.stopped = None, False
@@ -125,6 +126,8 @@ class Session:
                 self._cancel = CancelFlag()
                 self.finish_reason = "interrupted"
                 return
+            if self.pending is not None and self.model.room(self.state) == 0:
+                break
             token = self.next_token()
             count += 1
             if token in end_ids:

@@ -37,7 +37,9 @@ _LARGEST_HEADER = 16 << 20
 _MOST_RECENT = 1 << 20
 _LONGEST_NUMERICS = 200
 
-FORMAT, VERSION = "keelback-snapshot", 1
+_CACHED = {"k": "keys", "v": "values"}
+
+FORMAT, VERSION = "keelback-snapshot", 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Snapshot:
                 text = metadata["facts"]
                 facts = json.loads(text)
                 _check_model(path, facts, model)
+                _check_types(path, facts, model)
                 tensors = _tensors(path, file, facts, model)
             if metadata.get("checksum") != _checksum(tensors, text):
                 raise InvalidFile(f"{path} is damaged: its checksum does not fit its content")
@@ -126,8 +129,8 @@ class Snapshot:
             raise ValueError("a state that is not finite")
         position = facts["position"]
         state.reserve(position)
-        for ref in model.layout.caches:
-            CacheView(state, ref).write(tensors[f"cache.{ref.name}"])
+        for place in model.layout.caches:
+            CacheView(state, place.ref).write_raw(tensors[f"cache.{place.ref.name}"])
         state.position, state.digest = position, _whole(facts["digest"], 1 << 64)
         conversation = _conversation(facts["conversation"], tensors["recent"], model)
         numerics = _text(facts["numerics"])
@@ -141,8 +144,9 @@ class Snapshot:
 
     def _tensors(self) -> dict[str, np.ndarray]:
         tensors = {f"state.{name}": view.copy() for name, view in self.state.tensors().items()}
-        for ref in self.state.layout.caches:
-            tensors[f"cache.{ref.name}"] = CacheView(self.state, ref).read(self.state.position)
+        for place in self.state.layout.caches:
+            rows = CacheView(self.state, place.ref).read_raw(self.state.position)
+            tensors[f"cache.{place.ref.name}"] = rows
         if self.state.logits is not None:
             tensors["logits"] = self.state.logits
         tensors["recent"] = np.array(self.conversation.recent, np.int64)
@@ -162,6 +166,7 @@ class Snapshot:
         facts = {
             "model": self.state.model,
             "numerics": self.state.numerics,
+            "cache_types": self.state.layout.type_names,
             "position": self.state.position,
             "digest": self.state.digest,
             "parent": self.parent,
@@ -208,23 +213,38 @@ def _check_model(path: Path, facts: dict[str, Any], model: Model) -> None:
         )
 
 
+def _check_types(path: Path, facts: dict[str, Any], model: Model) -> None:
+    """Keys and values are kept as they were: rounding them anew would change what is remembered."""
+    theirs, ours = facts["cache_types"], model.layout.type_names
+    if theirs != ours:
+        kept = {kind: str(theirs[kind])[:10] for kind in ours}
+        names = " and ".join(f"{_CACHED[kind]} as {name}" for kind, name in kept.items())
+        options = " ".join(f"--cache-type-{kind} {name}" for kind, name in kept.items())
+        raise InvalidFile(f"{path} keeps {names}; load the model with {options}")
+
+
 def _tensors(path: Path, file: Any, facts: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
     """All tensors, once the file is known to hold what this model needs, and memory to hold it."""
     position = _whole(facts["position"], _LARGEST_POSITION)
-    shapes = {f"state.{ref.name}": ref.shape for ref in model.layout.states}
-    shapes |= {f"cache.{ref.name}": (position, ref.width) for ref in model.layout.caches}
+    shapes = {f"state.{ref.name}": ("F32", ref.shape) for ref in model.layout.states}
+    shapes |= {
+        f"cache.{place.ref.name}": ("U8", (position, place.ref.heads, place.row_bytes))
+        for place in model.layout.caches
+    }
     names = set(file.keys())
     if "logits" in names:
-        shapes["logits"] = (model.vocabulary,)
+        shapes["logits"] = ("F32", (model.vocabulary,))
     if names != {*shapes, "recent"}:
         odd = sorted(names ^ {*shapes, "recent"})[0]
         raise ValueError(f"it lacks the tensor {odd[:80]}, or holds it without need")
-    for name, shape in shapes.items():
-        _check_shape(file.get_slice(name), "F32", shape)
+    for name, (kind, shape) in shapes.items():
+        _check_shape(file.get_slice(name), kind, shape)
     recent = file.get_slice("recent")
     _check_shape(recent, "I64", (min(math.prod(recent.get_shape()), _MOST_RECENT),))
     # They are in memory twice for a moment: as they come, and in their pages.
-    needed, available = 8 * sum(map(math.prod, shapes.values())), available_memory()
+    sizes = (math.prod(shape) * (4 if kind == "F32" else 1) for kind, shape in shapes.values())
+    needed = 2 * sum(sizes) + position * model.layout.bytes_per_token
+    available = available_memory()
     if available is not None and needed > available:
         raise InvalidFile(f"{path} holds more than fits into memory: {position} tokens")
     return {name: file.get_tensor(name) for name in names}

@@ -1,14 +1,15 @@
-"""What turns a segment of plain text into ids: byte-level BPE or SentencePiece, from metadata.
+"""What turns a segment of plain text into ids, from metadata: SentencePiece, and what it shares
+with byte-level BPE (engine/byte_level.py).
 
-The first runs in `tokenizers`, the second in `sentencepiece`; each is imported when a file needs
-it. Files come from strangers: counts and lengths have bounds before anything is built from them.
+`sentencepiece` is imported when a file needs it. Files come from strangers: counts and lengths have
+bounds before anything is built from them.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ Splitter = Callable[[str, bool], list[int]]
 
 TYPES, SCORES = "tokenizer.ggml.token_type", "tokenizer.ggml.scores"
 _TOKENS, _PRE = "tokenizer.ggml.tokens", "tokenizer.ggml.pre"
-_MERGES, _SPACE_PREFIX = "tokenizer.ggml.merges", "tokenizer.ggml.add_space_prefix"
+_SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 # Of keelback's own files: what a name or a default does not say. llama.cpp steps over them.
 _NORMALIZER, _IGNORE_MERGES = "tokenizer.ggml.normalizer", "tokenizer.ggml.ignore_merges"
 _SCHEME = "tokenizer.ggml.prepend_scheme"
@@ -60,11 +61,13 @@ class Keys:
         count = max(count, len(values))
         if count > _MOST_STRINGS:
             raise self.broken(key, f"holds {count} texts, more than any vocabulary")
-        if not set(map(type, values)) <= {str}:
-            raise self.broken(key, "holds something other than text")
+        try:
+            joined = "".join(values)
+        except TypeError:
+            raise self.broken(key, "holds something other than text") from None
         if max(map(len, values), default=0) > _LONGEST_STRING:
             raise self.broken(key, f"holds a text of more than {_LONGEST_STRING} characters")
-        if not _is_unicode("".join(values)):
+        if not _is_unicode(joined):
             raise self.broken(key, "holds half a surrogate pair")
         return values
 
@@ -123,40 +126,10 @@ def find_row(keys: Keys) -> pretokenizers.PreTokenizer:
     )
 
 
-def byte_level_splitter(
-    keys: Keys, row: pretokenizers.PreTokenizer, ids: Mapping[str, int], types: Sequence[int]
-) -> Splitter:
-    """Byte-level BPE in `tokenizers`. Tokens that no merge makes are only reached as specials."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import models
-
-    normal = int(TokenType.NORMAL)
-    vocabulary = {text: token for text, token in ids.items() if types[token] == normal}
-    merges = []
-    for merge in keys.strings(_MERGES):
-        left, _, right = merge.partition(" ")
-        joined = left + right
-        if not (left in vocabulary and right in vocabulary and joined in vocabulary):
-            if not (left in ids and right in ids and joined in ids):
-                raise keys.broken(
-                    _MERGES, f"holds {merge[:80]!r}, which joins no two tokens to a third"
-                )
-            vocabulary |= {text: ids[text] for text in (left, right, joined)}
-        merges.append((left, right))
-    backend = Backend(models.BPE(vocabulary, merges, ignore_merges=row.ignore_merges))
-    normalizer, backend.pre_tokenizer = pretokenizers.build(row)
-    if normalizer is not None:
-        backend.normalizer = normalizer
-
-    def split(text: str, _first: bool) -> list[int]:
-        if len(text) > _LONGEST_RUN:
-            _check_runs(text)
-        return backend.encode(text, add_special_tokens=False).ids
-
-    return split
-
-
-def _check_runs(text: str) -> None:
+def check_runs(text: str) -> None:
+    """Raise InvalidInput for text with a run that the patterns of pre-tokenizers do not survive."""
+    if len(text) <= _LONGEST_RUN:
+        return
     if any(len(run) > _LONGEST_RUN for run in re.findall(r"\s+|\S+", text)):
         raise InvalidInput(
             f"the text holds more than {_LONGEST_RUN} spaces, or characters without a space, in a "

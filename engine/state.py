@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..kernels.attention import TILE, decode, encode
 from ..kernels.errors import InvalidInput
-from ..models.graph import CacheRef, Graph, StateRef
+from ..kernels.formats.blocks import BY_NAME, F16, BlockFormat
+from ..models.graph import ALIGN, CacheRef, Graph, StateRef
 
 if TYPE_CHECKING:
     from .model import Model
 
 #: Tokens a page of the KV cache holds.
-PAGE_ROWS = 64
+PAGE_ROWS = TILE
+
+#: Rows of a forward up to which threads share the tokens that one row reads.
+SHARED_ROWS = 4
+
+#: Types of keys and values unless others are asked for.
+CACHE_TYPES = MappingProxyType({"k": F16, "v": F16})
+_CACHE_NAMES = ("F16", "Q8_0", "F32")
 
 _LINE = 64
 _HASH_PRIME = (1 << 61) - 1
@@ -31,18 +41,45 @@ def aligned(count: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True)
+class CachePlace:
+    """Where a cache lies in every page: head after head, of each the rows of PAGE_ROWS tokens.
+
+    block   type of the values
+    offset  bytes from the start of a page
+    pitch   bytes of a head's row
+    """
+
+    ref: CacheRef
+    block: BlockFormat
+    offset: int
+    pitch: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a head's row that are not there to fill it up."""
+        return self.block.row_bytes(self.ref.d_head)
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """Where everything lies in a state: the same for all sequences of a model."""
 
     states: tuple[StateRef, ...]
-    caches: tuple[CacheRef, ...]
+    caches: tuple[CachePlace, ...]
     size: int
-    cache_width: int
 
     @classmethod
-    def of(cls, graph: Graph) -> Layout:
-        """The layout a graph asks for."""
-        return cls(tuple(graph.states), tuple(graph.caches), graph.state_size, graph.cache_width)
+    def of(cls, graph: Graph, types: Mapping[str, BlockFormat] = CACHE_TYPES) -> Layout:
+        """The layout a graph asks for; `types` are those of keys ("k") and values ("v").
+
+        Raises InvalidInput for heads that do not divide into the blocks of a type.
+        """
+        places, offset = [], 0
+        for ref in graph.caches:
+            pitch = pitch_of(ref, types[ref.kind])
+            places.append(CachePlace(ref, types[ref.kind], offset, pitch))
+            offset += ref.heads * PAGE_ROWS * pitch
+        return cls(tuple(graph.states), tuple(places), graph.state_size)
 
     @property
     def fixed_bytes(self) -> int:
@@ -52,7 +89,21 @@ class Layout:
     @property
     def bytes_per_token(self) -> int:
         """Bytes every token adds."""
-        return self.cache_width * 4
+        return sum(place.ref.heads * place.pitch for place in self.caches)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page."""
+        return PAGE_ROWS * self.bytes_per_token
+
+    @property
+    def type_names(self) -> dict[str, str]:
+        """Types of keys and values, by "k" and "v"; nothing where there are none."""
+        return {place.ref.kind: place.block.name.lower() for place in self.caches}
+
+    def place(self, ref: CacheRef) -> CachePlace:
+        """The place of a cache, or of a part of one."""
+        return next(place for place in self.caches if place.ref.name == ref.name)
 
 
 @dataclass(slots=True, eq=False)
@@ -60,7 +111,7 @@ class State:
     """A sequence's memory.
 
     block     float32, all recurrent tensors and conv windows, one after another (see Layout)
-    pages     KV pages of PAGE_ROWS tokens; full ones are never written again: copies share them
+    pages     KV pages of PAGE_ROWS tokens, bytes; full ones never change: copies share them
     logits    float32 (vocabulary,): those of the next token, None before the first forward
     position  tokens read; `digest` is a rolling hash of their ids
     model     fingerprint of the model that the state belongs to; numerics: what made its bits
@@ -116,10 +167,10 @@ class State:
 
     def reserve(self, rows: int) -> None:
         """Make room for the KV rows of `rows` more tokens."""
-        if not self.layout.cache_width:
+        if not self.layout.caches:
             return
         while len(self.pages) * PAGE_ROWS < self.position + rows:
-            self.pages.append(aligned(PAGE_ROWS * self.layout.cache_width))
+            self.pages.append(aligned(self.layout.page_bytes // 4).view(np.uint8))
 
     def advance(self, ids: Sequence[int]) -> None:
         """Count ids that a forward has read."""
@@ -131,24 +182,65 @@ class State:
 
 
 class CacheView:
-    """Columns of a state's KV pages, as definitions use them: written once, read from row 0."""
+    """A cache of one state, as definitions use it: written once, read from the first token on."""
 
     def __init__(self, state: State, ref: CacheRef) -> None:
-        self._state, self._ref = state, ref
+        self._state, self._ref, self._place = state, ref, state.layout.place(ref)
         self.position = state.position
 
-    def _columns(self, page: np.ndarray) -> np.ndarray:
-        start = PAGE_ROWS * self._ref.offset
-        return page[start : start + PAGE_ROWS * self._ref.width].reshape(PAGE_ROWS, self._ref.width)
+    def _rows(self, page: np.ndarray) -> np.ndarray:
+        """All rows of a page: (heads, PAGE_ROWS, pitch) bytes."""
+        place = self._place
+        size = place.ref.heads * PAGE_ROWS * place.pitch
+        return page[place.offset : place.offset + size].reshape(-1, PAGE_ROWS, place.pitch)
 
     def write(self, rows: np.ndarray) -> None:
-        """Store the rows of this forward behind those already there: (T, width)."""
+        """Store rows behind those that are already there: (T, heads * d_head) float32."""
+        parts = rows.reshape(len(rows), self._ref.heads, self._ref.d_head)
+        self.write_raw(encode(parts, self._place.block))
+
+    def write_raw(self, rows: np.ndarray) -> None:
+        """`write` for rows that have the cache's type: (T, heads, bytes) uint8."""
         for i, row in enumerate(rows, self.position):
-            self._columns(self._state.pages[i // PAGE_ROWS])[i % PAGE_ROWS] = row
+            page = self._rows(self._state.pages[i // PAGE_ROWS])
+            page[:, i % PAGE_ROWS, : rows.shape[2]] = row
+            page[:, i % PAGE_ROWS, rows.shape[2] :] = 0
 
     def read(self, count: int) -> np.ndarray:
-        """The first `count` rows: (count, width)."""
-        return np.concatenate([self._columns(page) for page in self._state.pages])[:count]
+        """The first `count` rows of what is used: (count, heads * used) float32."""
+        values = decode(self.read_raw(count), self._place.block)
+        return values[:, :, : self._ref.used].reshape(count, self._ref.width)
+
+    def read_raw(self, count: int) -> np.ndarray:
+        """The first `count` rows as they are stored: (count, heads, bytes) uint8."""
+        size, ref = self._place.row_bytes, self._ref
+        if not count:
+            return np.zeros((0, ref.heads, size), np.uint8)
+        pages = self._state.pages[: -(-count // PAGE_ROWS)]
+        rows = np.concatenate([self._rows(page) for page in pages], axis=1)
+        return rows[:, :count, :size].swapaxes(0, 1).copy()
+
+
+def cache_types(keys: str, values: str) -> dict[str, BlockFormat]:
+    """Types of the KV pages by name: f16, q8_0 or f32. Raises InvalidInput for others."""
+    for name in (keys, values):
+        if str(name).upper() not in _CACHE_NAMES:
+            raise InvalidInput(
+                f"keys and values cannot be kept as {name!r}; choose f16, q8_0 or f32"
+            )
+    return {"k": BY_NAME[keys.upper()], "v": BY_NAME[values.upper()]}
+
+
+def pitch_of(ref: CacheRef, block: BlockFormat) -> int:
+    """Bytes of a head's row: whole vectors of the kernels, or whole blocks."""
+    if block.elements == 1:
+        return -(-ref.d_head // ALIGN) * ALIGN * block.nbytes
+    if ref.d_head % block.elements:
+        raise InvalidInput(
+            f"heads of {ref.d_head} values do not divide into blocks of {block.name}; choose "
+            "f16 or f32 for keys and values"
+        )
+    return block.row_bytes(ref.d_head)
 
 
 def check_states(states: Sequence[State], layout: Layout, model: str) -> None:
@@ -165,13 +257,13 @@ def check_states(states: Sequence[State], layout: Layout, model: str) -> None:
         if state.damaged:
             raise InvalidInput("a forward failed in this state; go on from an earlier copy of it")
         # Kernels write to these addresses.
-        pages = [(page, PAGE_ROWS * layout.cache_width) for page in state.pages]
-        for array, size in [(state.block, layout.size), *pages]:
-            if array.shape != (size,) or array.dtype != np.float32 or not array.flags.carray:
+        kept = [(page, layout.page_bytes, np.uint8) for page in state.pages]
+        for array, size, kind in [(state.block, layout.size, np.float32), *kept]:
+            if array.shape != (size,) or array.dtype != kind or not array.flags.carray:
                 raise InvalidInput("the state's memory was exchanged; use clone() and load()")
 
 
 def _copied(page: np.ndarray) -> np.ndarray:
-    copy = aligned(len(page))
+    copy = aligned(page.nbytes // 4).view(page.dtype)
     copy[:] = page
     return copy

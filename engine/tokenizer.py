@@ -1,6 +1,6 @@
 """Text to token ids and back, rebuilt from a GGUF's metadata alone.
 
-Special tokens are cut out here; engine/splitters.py does the text between them.
+Special tokens are cut out here; engine/byte_level.py and splitters.py do the text between them.
 """
 
 from __future__ import annotations
@@ -10,18 +10,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..kernels.errors import InvalidInput, UnsupportedModel
 from ..kernels.formats import pretokenizers
 from ..kernels.formats.spm import TokenType
-from .splitters import (
-    BYTE_TEXTS,
-    TYPES,
-    Keys,
-    Splitter,
-    byte_level_splitter,
-    find_row,
-    sentencepiece_splitter,
-)
+from .byte_level import byte_level_splitter
+from .splitters import BYTE_TEXTS, TYPES, Keys, Splitter, find_row, sentencepiece_splitter
 
 _MODEL, _TOKENS = "tokenizer.ggml.model", "tokenizer.ggml.tokens"
 # What llama.cpp takes for BOS and EOS where a file names none.
@@ -44,7 +39,9 @@ class Tokenizer:
         architecture = keys.get("general.architecture", str, "")
         self.vocab_size = len(texts) or keys.get(f"{architecture}.vocab_size", int, 0)
         self.chat_template: str | None = keys.get("tokenizer.chat_template", str, None)
-        ids = {text: token for token, text in enumerate(texts)}
+        ids = dict(zip(texts, range(len(texts)), strict=True))
+        if len(ids) != len(texts):
+            raise keys.broken(_TOKENS, "holds a token twice")
         defaults = _DEFAULT_IDS.get(kind, {})
         self.bos_id = self._special_id(keys, "bos", defaults.get("bos"))
         self.eos_id = self._special_id(keys, "eos", defaults.get("eos"))
@@ -63,8 +60,9 @@ class Tokenizer:
         self._strips_space = kind == "llama" and keys.get(
             "tokenizer.ggml.add_space_prefix", bool, True
         )
-        plain = {int(TokenType.NORMAL), int(TokenType.UNUSED), int(TokenType.BYTE)}
-        special = [text for text, kind in zip(texts, types, strict=True) if kind not in plain]
+        plain = [int(TokenType.NORMAL), int(TokenType.UNUSED), int(TokenType.BYTE)]
+        odd = np.flatnonzero(~np.isin(np.array(types, np.int64), plain))
+        special = [texts[i] for i in odd]
         user_defined = [text for text in special if types[ids[text]] == TokenType.USER_DEFINED]
         if len(special) > _MOST_SPECIAL:
             raise keys.broken(TYPES, f"marks {len(special)} tokens as special ones")
@@ -88,9 +86,10 @@ class Tokenizer:
                 "(SentencePiece)"
             )
         texts = keys.strings(_TOKENS)
-        texts = [text or f"[EMPTY_{token}]" for token, text in enumerate(texts)]
-        if len(set(texts)) != len(texts) or not texts:
-            raise keys.broken(_TOKENS, "holds a token twice, or none at all")
+        if "" in texts:
+            texts = [text or f"[EMPTY_{token}]" for token, text in enumerate(texts)]
+        if not texts:
+            raise keys.broken(_TOKENS, "holds no token at all")
         missing = [int(TokenType.NORMAL)] * len(texts) if kind == "gpt2" else None
         types = keys.numbers(TYPES, len(texts), missing)
         if not set(types) <= set(TokenType):

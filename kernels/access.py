@@ -13,6 +13,7 @@ BASES, STATES, OFFSETS, SEQUENCES = table.BASES, table.STATES, table.OFFSETS, ta
 COUNTERS, POSITIONS, DELAY = table.COUNTERS, table.POSITIONS, table.DELAY
 SCRATCH, SCRATCH_BYTES = table.SCRATCH, table.SCRATCH_BYTES
 PAGE_TABLES, PAGE_ROWS = table.PAGE_TABLES, table.PAGE_ROWS
+PARTIALS, SPAN_STRIDE, UNITS = table.PARTIALS, table.SPAN_STRIDE, table.UNITS
 IDS_BASE, IDS_ADDRESS, OUTPUT_ADDRESS = table.IDS, table.IDS_ADDRESS, table.OUTPUT_ADDRESS
 
 #: Pauses of the longest delay.
@@ -118,6 +119,24 @@ def position(context, sequence):
 def scratch_of(context, thread):
     """Address of the memory that is a thread's own."""
     return i64(context)[SCRATCH] + thread * i64(context)[SCRATCH_BYTES]
+
+
+@inline
+def span_stride(context):
+    """Spans of a row that there is room for, where threads share rows; else 0."""
+    return i64(context)[SPAN_STRIDE]
+
+
+@inline
+def partials_of(context):
+    """Address of what spans have come to."""
+    return i64(context)[PARTIALS]
+
+
+@inline
+def spans_done(context, index):
+    """Address of a counter of spans that are done."""
+    return i64(context)[UNITS] + 8 * index
 
 
 @inline

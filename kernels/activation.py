@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .op import OPTIONAL_VECTOR, ROWS, Op, ShapeError, Weight, expect
+from .op import OPTIONAL_VECTOR, ROWS, VECTOR, Op, ShapeError, Weight, expect
 
 
 def unary_shape(x: Any, bias: Weight | None = None, *, scale: float = 1.0) -> int:
@@ -40,6 +40,13 @@ def softplus(x: np.ndarray, bias: np.ndarray | None = None, *, scale: float = 1.
     return (scale * np.where(y > 20, y, np.log1p(np.exp(np.minimum(y, 20))))).astype(np.float32)
 
 
+def relu_squared(
+    x: np.ndarray, bias: np.ndarray | None = None, *, scale: float = 1.0
+) -> np.ndarray:
+    """scale * max(y, 0)^2 of y = x + bias (arXiv 2109.08668). x: (T, D). Returns (T, D)."""
+    return np.float32(scale) * np.square(np.maximum(_biased(x, bias), 0))
+
+
 def binary_shape(x: Any, y: Any, *, scale: float = 1.0) -> int:
     if x.width != y.width:
         raise ShapeError(
@@ -58,6 +65,43 @@ def swiglu(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x / (1 + np.exp(-x)) * y
 
 
+def multiply(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """x * y. x, y: (T, D). Returns (T, D)."""
+    return x * y
+
+
+def gated_shape(x: Any, gate: Any) -> int:
+    if not gate.width or x.width % gate.width:
+        raise ShapeError(f"{gate.width} gates do not divide a row of {x.width} values evenly")
+    return x.width
+
+
+def gated(x: np.ndarray, gate: np.ndarray) -> np.ndarray:
+    """x * sigmoid(gate). x: (T, D). gate: (T, G), one for every D / G values. Returns (T, D)."""
+    gates = 1 / (1 + np.exp(-gate))
+    return (x.reshape(*gate.shape, -1) * gates[..., None]).reshape(x.shape)
+
+
+def bounded_decay_shape(x: Any, rate: Weight, bias: Weight, *, bound: float, heads: int) -> int:
+    expect(rate, heads)
+    expect(bias, x.width)
+    if x.width % heads:
+        raise ShapeError(f"{rate.name}: {x.width} values do not divide into {heads} heads")
+    return x.width
+
+
+def bounded_decay(
+    x: np.ndarray, rate: np.ndarray, bias: np.ndarray, *, bound: float, heads: int
+) -> np.ndarray:
+    """-bound * sigmoid(rate_h * (x + bias)): logarithms of decays that are never below -bound.
+
+    x: (T, heads * K). rate: (heads,). bias: (heads * K,). Returns (T, heads * K). Source: the safe
+    gate of Kimi Delta Attention in flash-linear-attention.
+    """
+    y = _biased(x, bias).reshape(len(x), heads, -1) * rate.reshape(heads, 1)
+    return (-bound / (1 + np.exp(-y))).reshape(x.shape).astype(np.float32)
+
+
 OPS = (
     *(
         Op(
@@ -67,8 +111,17 @@ OPS = (
             function,
             ("scale",),
         )
-        for function in (scaled, silu, sigmoid, softplus)
+        for function in (scaled, silu, sigmoid, softplus, relu_squared)
     ),
     Op("add", {"x": ROWS, "y": ROWS}, binary_shape, add, ("scale",)),
     Op("swiglu", {"x": ROWS, "y": ROWS}, binary_shape, swiglu),
+    Op("multiply", {"x": ROWS, "y": ROWS}, binary_shape, multiply),
+    Op("gated", {"x": ROWS, "gate": ROWS}, gated_shape, gated),
+    Op(
+        "bounded_decay",
+        {"x": ROWS, "rate": VECTOR, "bias": VECTOR},
+        bounded_decay_shape,
+        bounded_decay,
+        ("bound", "heads"),
+    ),
 )

@@ -55,7 +55,7 @@ def call_llvm(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
 
-def _splat(builder: ir.IRBuilder, value: ir.Value, count: int = LANES) -> ir.Value:
+def emit_splat(builder: ir.IRBuilder, value: ir.Value, count: int = LANES) -> ir.Value:
     vector = lanes_of(value.type, count)
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
     return builder.shuffle_vector(
@@ -102,7 +102,7 @@ def f16_at(_typing, address):
         first = builder.insert_element(
             ir.Constant(lanes_of(_F16), None), builder.load(pointer, align=1), _I32(0)
         )
-        return builder.extract_element(_widen_f16(builder, first), _I32(0))
+        return builder.extract_element(emit_widen_f16(builder, first), _I32(0))
 
     return types.float32(types.int64), emit
 
@@ -137,7 +137,7 @@ def opaque(_typing, value):
 def first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
     """A mask of the first `count` lanes."""
     numbers = ir.Constant(lanes_of(_I32), list(range(LANES)))
-    return builder.icmp_signed("<", numbers, _splat(builder, builder.trunc(count, _I32)))
+    return builder.icmp_signed("<", numbers, emit_splat(builder, builder.trunc(count, _I32)))
 
 
 def _masked_load(builder, address, element, name, count):
@@ -149,7 +149,7 @@ def _masked_load(builder, address, element, name, count):
     )
 
 
-def _widen_f16(builder, half):
+def emit_widen_f16(builder, half):
     """Halves as floats; without the instruction for it, by moving their bits."""
     if isa().f16c:
         return builder.fpext(half, lanes_of(_F32))
@@ -198,7 +198,7 @@ def _loads(element, name, widen):
 
 
 load, load_first = _loads(_F32, "f32", lambda builder, value: value)
-load_f16, load_first_f16 = _loads(_F16, "f16", _widen_f16)
+load_f16, load_first_f16 = _loads(_F16, "f16", emit_widen_f16)
 load_bf16, load_first_bf16 = _loads(_I16, "i16", _widen_bf16)
 
 
@@ -233,9 +233,16 @@ def splat(_typing, value):
     """16 copies of a float32."""
 
     def emit(context, builder, signature, args):
-        return _splat(builder, args[0])
+        return emit_splat(builder, args[0])
 
     return f32x16(types.float32), emit
+
+
+@intrinsic
+def lane_numbers(_typing):
+    """0 to 15."""
+    numbers = ir.Constant(lanes_of(_F32), [float(lane) for lane in range(LANES)])
+    return f32x16(), lambda context, builder, signature, args: numbers
 
 
 def emit_fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:

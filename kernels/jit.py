@@ -62,6 +62,23 @@ def inline(function: Callable[..., Any]) -> Any:
     return numba.njit(forceinline=True, **_OPTIONS)(function)
 
 
+@intrinsic
+def stand_alone(_typing):
+    """Say at the start of a helper that LLVM is to leave it a function: for large ones."""
+
+    def emit(context, builder, signature, args):
+        builder.function.attributes.discard("alwaysinline")
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+def outlined(function: Callable[..., Any]) -> Any:
+    """A helper that kernels call, and that calls `stand_alone`."""
+    return numba.njit(**_OPTIONS)(function)
+
+
 def compile_kernel(name: str, module: str) -> bytes:
     """Compile a kernel of the module (`keelback.kernels.conv_cpu`, say) to object code.
 

@@ -49,12 +49,12 @@ def packed(name, panel):
     return ready
 
 
-def _linear(name, product, ready):
+def against_all(product):
+    """A function: 16 rows of a weight, or the last few, against any number of tokens."""
     many, some, one = product(MANY), product(SOME), product(1)
 
     @inline
     def unit(weight, row_bytes, x, step, columns, out, out_step, bias, lanes, count):
-        """16 rows of the weight, or the last few, against all tokens."""
         row = 0
         while row + MANY <= count:
             at, to = x + row * step, out + row * out_step
@@ -68,6 +68,12 @@ def _linear(name, product, ready):
             at, to = x + row * step, out + row * out_step
             one(weight, row_bytes, at, step, columns, to, out_step, bias, lanes)
             row += 1
+
+    return unit
+
+
+def _linear(name, product, ready):
+    unit = against_all(product)
 
     @kernel(f"linear.{name}")
     def linear(op, context, thread, threads):

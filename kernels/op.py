@@ -31,7 +31,7 @@ class Kind(Enum):
     MATRIX = "matrix"  # a weight in any native type
     VECTOR = "vector"  # a weight, always float32 when a kernel sees it
     STATE = "state"  # a tensor of each sequence's state block, float32
-    CACHE = "cache"  # columns of each sequence's KV pages, float32
+    CACHE = "cache"  # what each sequence's KV pages keep for one layer, in one of their types
     IDS = "ids"  # the token ids of this forward, (T,) int64
     OUTPUTS = "outputs"  # indices of the rows whose logits were asked for, (R,) int64
     POSITIONS = "positions"  # how many tokens of its sequence come before each row, (T,) int64
@@ -113,6 +113,10 @@ class Op:
     define      (arrays..., **attributes) -> output rows; for an op with STATE or CACHE operands it
                 is called once per sequence, and changes those in place
     variant     (operands by name, attributes) -> which of the op's kernels to compile
+    scratch     (operands by name, attributes, most rows of a forward) -> bytes that a kernel needs
+                of its thread's own memory, from its first byte on
+    partials    (operands by name, attributes) -> counters of a row, and bytes of a row for each
+                span of tokens that it reads: what threads share where they take spans of a row
     """
 
     name: str
@@ -121,16 +125,17 @@ class Op:
     define: Callable[..., np.ndarray]
     attributes: tuple[str, ...] = ()
     variant: Callable[[Mapping[str, Any], Mapping[str, Any]], str] = field(default=lambda *_: "")
+    scratch: Callable[[Mapping[str, Any], Mapping[str, Any], int], int] = field(
+        default=lambda *_: 0
+    )
+    partials: Callable[[Mapping[str, Any], Mapping[str, Any]], tuple[int, int]] = field(
+        default=lambda *_: (0, 0)
+    )
 
     @property
     def defaults(self) -> dict[str, Any]:
         """Attributes that the definition does not insist on."""
-        parameters = inspect.signature(self.define).parameters.values()
-        return {
-            p.name: p.default
-            for p in parameters
-            if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
-        }
+        return _defaults(self.define)
 
     @property
     def kernels(self) -> str:
@@ -140,13 +145,28 @@ class Op:
     @property
     def float_attributes(self) -> set[str]:
         """Attributes that the definition annotates as float."""
-        parameters = inspect.signature(self.define).parameters
-        return {name for name in self.attributes if parameters[name].annotation == "float"}
+        return _floats(self.define) & set(self.attributes)
 
     @property
     def stateful(self) -> bool:
         """Whether the op walks each sequence's rows in order."""
         return any(operand.kind in (Kind.STATE, Kind.CACHE) for operand in self.operands.values())
+
+
+@cache
+def _defaults(define: Callable[..., np.ndarray]) -> dict[str, Any]:
+    parameters = inspect.signature(define).parameters.values()
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+
+
+@cache
+def _floats(define: Callable[..., np.ndarray]) -> set[str]:
+    parameters = inspect.signature(define).parameters
+    return {name for name, p in parameters.items() if p.annotation == "float"}
 
 
 ROWS, OPTIONAL_ROWS = Operand(Kind.ROWS), Operand(Kind.ROWS, optional=True)
@@ -157,8 +177,8 @@ IDS, OUTPUTS, POSITIONS = Operand(Kind.IDS), Operand(Kind.OUTPUTS), Operand(Kind
 
 #: The modules that hold ops; each has a `_cpu` sibling.
 FAMILIES = (
-    "activation", "attention", "conv", "embedding", "experts", "linear", "norm", "recurrence",
-    "rotary", "scan",
+    "activation", "attention", "columns", "conv", "embedding", "experts", "linear", "norm",
+    "recurrence", "rotary", "scan",
 )  # fmt: skip
 
 

@@ -38,6 +38,8 @@ SUPERBLOCK = 256
 ZERO = np.float32(0)
 #: Bytes between what is read and what is asked for.
 AHEAD = 8192
+#: Tokens of tiles that ask: the first ones that a panel meets, when it comes from memory.
+FETCHED = 4
 
 add_q8_0 = add_products(0 if TAKES_SIGNED else -128)
 add_q4_0, add_q6_k = add_products(-8), add_products(0)
@@ -45,7 +47,7 @@ add_q4_0, add_q6_k = add_products(-8), add_products(0)
 
 @inline
 def ahead(at, nbytes):
-    """Ask for what will be read in a while: a single token's weights come from memory."""
+    """Ask for what will be read in a while."""
     for line in range(0, nbytes, VECTOR):
         prefetch(at + AHEAD + line)
 
@@ -60,12 +62,12 @@ def _one_scale(groups, add_group, add):
         def product(panel, x, step, columns):
             total, record = total_start(), x + columns
             for _ in range(columns // BLOCK):
-                if tokens == 1:
+                if tokens <= FETCHED:
                     ahead(panel, HALVES)
                 ints = start()
                 for group in range(groups):
                     at = panel + HALVES + VECTOR * group
-                    if tokens == 1:
+                    if tokens <= FETCHED:
                         ahead(at, VECTOR)
                     ints = add_group(ints, load_bytes(at), x + 4 * group, step)
                 total = add(total, ints, load_f16(panel), record, step)
@@ -100,14 +102,14 @@ def q4_k(tokens):
     def product(panel, x, step, columns):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
-            if tokens == 1:
+            if tokens <= FETCHED:
                 ahead(panel, 2 * HALVES + 16 * BYTES)
             d, dmin = load_f16(panel), load_f16(panel + HALVES)
             scales, weights = panel + 2 * HALVES, panel + 2 * HALVES + 16 * BYTES
             for _ in range(4):
                 low, high = start(), start()
                 for group in range(8):
-                    if tokens == 1:
+                    if tokens <= FETCHED:
                         ahead(weights + VECTOR * group, VECTOR)
                     both = load_bytes(weights + VECTOR * group)
                     low = dot(low, low_nibbles(both), x + 4 * group, step)
@@ -185,10 +187,12 @@ def _q6_k_tile(tokens):
     def fourth(at):
         return top_bits(load_bytes(at), load_bytes(at + VECTOR), load_bytes(at + 2 * VECTOR))
 
-    def block(weights):
+    def block(weights, fetches):
         @inline
         def half(at, x, step, ints):
             for group in range(4):
+                if fetches:
+                    ahead(at + 3 * VECTOR * group, VECTOR)
                 ints = dot(ints, weights(at + 3 * VECTOR * group), x + 4 * group, step)
             return ints
 
@@ -201,12 +205,15 @@ def _q6_k_tile(tokens):
 
         return add
 
-    add_one, add_fourth = block(one), block(fourth)
+    # The first three blocks ask for a vector each, one after another; the fourth needs the same.
+    add_one, add_fourth = block(one, tokens <= FETCHED), block(fourth, False)
 
     @inline
     def product(panel, x, step, columns):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
+            if tokens <= FETCHED:
+                ahead(panel, 2 * HALVES + 16 * BYTES)
             d, scales = load_f16(panel), panel + HALVES
             at = scales + 16 * BYTES + HALVES
             for _ in range(2):

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from .op import OPTIONAL_VECTOR, ROWS, STATE, VECTOR, Op, ShapeError, Weight, expect, expect_state
+from .op import OPTIONAL_VECTOR, ROWS, STATE, Op, ShapeError, Weight, expect, expect_state
 
 #: How a value head finds its key head: h // r, or h mod key heads.
 GROUPED, TILED = 0, 1
+#: Rows whose decays by key a kernel works out at once.
+DECAYED = 16
 
 
 def recurrence_shape(
@@ -26,7 +28,7 @@ def recurrence_shape(
     dt: Any,
     beta: Any,
     state: Any,
-    a: Weight,
+    a: Weight | None = None,
     d: Weight | None = None,
     *,
     heads: int,
@@ -38,10 +40,12 @@ def recurrence_shape(
     expect(a, heads)
     expect(d, heads)
     if heads % key_heads or q.width % key_heads or v.width % heads or q.width != k.width:
-        raise ShapeError(f"{a.name}: {heads} value heads do not share {key_heads} key heads evenly")
+        raise ShapeError(
+            f"{state.name}: {heads} value heads do not share {key_heads} key heads evenly"
+        )
     decays = heads if decay == "head" else heads * (k.width // key_heads)
     if dt.width != decays or beta.width != heads:
-        raise ShapeError(f"{a.name}: {decays} decays and {heads} strengths a token are needed")
+        raise ShapeError(f"{state.name}: {decays} decays and {heads} strengths a token are needed")
     expect_state(state, heads, k.width // key_heads, v.width // heads)
     return v.width
 
@@ -53,7 +57,7 @@ def recurrence(
     dt: np.ndarray,
     beta: np.ndarray,
     state: np.ndarray,
-    a: np.ndarray,
+    a: np.ndarray | None = None,
     d: np.ndarray | None = None,
     *,
     heads: int,
@@ -65,16 +69,19 @@ def recurrence(
     """Walk the rows of one sequence and return o (+ D v where a skip weight is given).
 
     q, k: (T, key_heads * K). v: (T, heads * V). dt: (T, heads), or (T, heads * K) with decay
-    "key"; D = exp(A dt). beta: (T, heads). state: (heads, K, V), updated. a: (heads,), negative.
-    d: (heads,). erase: "none" or "tied". Returns (T, heads * V).
-    Source: Mamba-2, arXiv 2405.21060, section 5; Gated DeltaNet, arXiv 2412.06464, equation 10.
+    "key"; D = exp(A dt). beta: (T, heads). state: (heads, K, V), updated. a: (heads,), negative;
+    without it dt is the logarithm of D itself. d: (heads,). erase: "none" or "tied". Returns
+    (T, heads * V).
+    Source: Mamba-2, arXiv 2405.21060, section 5; Gated DeltaNet, arXiv 2412.06464, equation 10;
+    Kimi Delta Attention, arXiv 2510.26692, equation 1.
     """
     rows = len(v)
     q, k = (part.reshape(rows, key_heads, -1) for part in (q, k))
     head = np.arange(heads)
     key_head = head // (heads // key_heads) if mapping == GROUPED else head % key_heads
     q, k, values = q[:, key_head], k[:, key_head], v.reshape(rows, heads, -1)
-    decays = np.exp(a.reshape(heads, 1) * dt.reshape(rows, heads, -1))
+    rates = 1 if a is None else a.reshape(heads, 1)
+    decays = np.exp(rates * dt.reshape(rows, heads, -1))
     out = np.empty_like(values)
     for t in range(rows):
         state *= decays[t][:, :, None]
@@ -92,6 +99,19 @@ def _variant(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
     return f"{attributes['decay']}_{attributes['erase']}"
 
 
+def decay_memory(d_key: int) -> tuple[int, int]:
+    """How a kernel lays out decays by key, and behind them their products with the keys, in bytes.
+
+    Returns where the latter begin, and the end.
+    """
+    return 4 * DECAYED * d_key, 8 * DECAYED * d_key
+
+
+def _scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], rows: int) -> int:
+    d_key = operands["k"].width // attributes["key_heads"]
+    return decay_memory(d_key)[-1] if attributes["decay"] == "key" else 0
+
+
 OPS = (
     Op(
         "recurrence",
@@ -102,12 +122,13 @@ OPS = (
             "dt": ROWS,
             "beta": ROWS,
             "state": STATE,
-            "a": VECTOR,
+            "a": OPTIONAL_VECTOR,
             "d": OPTIONAL_VECTOR,
         },
         recurrence_shape,
         recurrence,
         ("heads", "key_heads", "mapping"),
         _variant,
+        _scratch,
     ),
 )

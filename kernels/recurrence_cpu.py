@@ -9,11 +9,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from .access import address, claim, first_row, integer, present, sequences, state, stride, width
+from . import recurrence as definitions
+from .access import (
+    address,
+    claim,
+    first_row,
+    integer,
+    present,
+    scratch_of,
+    sequences,
+    state,
+    stride,
+    width,
+)
 from .elementary import exp
 from .intrinsics import LANES, f32, load_first, splat, store_first
 from .jit import inline, kernel
-from .recurrence import GROUPED
 from .strips import (
     as_strip,
     first_lane,
@@ -28,8 +39,10 @@ from .tiles import zeros
 
 OUT, Q, K, V, DT, BETA, STATE, A, D = range(9)
 FLOAT = 4
+GROUPED, DECAYED = definitions.GROUPED, definitions.DECAYED
 #: Vectors side by side where a head has columns enough.
 WIDE = 4
+COLUMNS = WIDE * LANES
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
@@ -58,105 +71,147 @@ def _columns(count):
     return load, store
 
 
-def _pass(decay, erase, count):
-    """A function: all rows of one sequence over one strip of columns."""
-    per_key, erases = decay == "key", erase == "tied"
+@inline
+def head_decay(dt, rate):
+    """exp(A dt), one number."""
+    return first_lane(exp(splat(rate * f32(dt)[0])))
+
+
+def _decays(erases):
+    """A function: exp(A dt) of rows `first` to `end` by key, and their products with the keys."""
+
+    @inline
+    def fill(op, context, first, end, head, key_head, decays, products):
+        d_key = width(op, K) // integer(op, 1)
+        rate = f32(address(op, context, A))[head] if present(op, A) else ONE
+        for row in range(first, end):
+            dt = address(op, context, DT) + row * stride(op, DT) + FLOAT * head * d_key
+            keys = address(op, context, K) + row * stride(op, K) + FLOAT * key_head * d_key
+            for key in range(0, d_key, LANES):
+                at, lanes = FLOAT * key, min(LANES, d_key - key)
+                decay = exp(load_first(dt + at, lanes) * rate)
+                store_first(decays + at, decay, lanes)
+                if erases:
+                    store_first(products + at, decay * load_first(keys + at, lanes), lanes)
+            decays, products = decays + FLOAT * d_key, products + FLOAT * d_key
+
+    return fill
+
+
+def _pass(per_key, erases, count):
+    """A function: rows `first` to `end` of one sequence over one strip of columns.
+
+    The delta rule needs what the state, decayed, holds under a key, (D S)^T k. It is summed up as
+    S^T k while the row before updates the state, and multiplied by the decay; where that is another
+    one for each key, k is multiplied before.
+    """
     load, store = _columns(count)
     nothing = zeros(count)
 
     @inline
-    def factor(dt, rate, key):
-        """The decay of row `key` of S: exp(A dt)."""
-        return first_lane(exp(splat(rate * f32(dt)[key if per_key else 0])))
-
-    @inline
-    def stored(state, step, keys, dt, rate, d_key, lanes):
-        """What the state holds under a key: S^T k, of rows decayed one by one (D S)^T k."""
+    def stored(state, step, keys, d_key, lanes):
+        """S^T k."""
         total = nothing()
         for key in range(d_key):
-            number = f32(keys)[key]
-            if per_key:
-                number = number * factor(dt, rate, key)
-            total = plus_scaled(total, load(state + key * step, lanes), number)
+            total = plus_scaled(total, load(state + key * step, lanes), f32(keys)[key])
         return total
 
     @inline
-    def update(state, step, keys, queries, following, dt, rate, decay, write, d_key, lanes):
+    def update(state, step, keys, queries, following, decays, decay, write, d_key, lanes):
         """S = D S + k u^T; returns S^T q, and S^T k of the following row."""
         out, held = nothing(), nothing()
         for key in range(d_key):
             if per_key:
-                decay = factor(dt, rate, key)
+                decay = f32(decays)[key]
             at = state + key * step
             updated = plus_scaled(scaled(load(at, lanes), decay), write, f32(keys)[key])
             store(updated, at, lanes)
             out = plus_scaled(out, updated, f32(queries)[key])
-            if erases and not per_key:
+            if erases:
                 held = plus_scaled(held, updated, f32(following)[key])
         return out, held
 
     @inline
-    def walk(op, context, sequence, head, key_head, at, matrix, skip, lanes):
+    def walk(op, context, first, end, head, key_head, at, matrix, lanes, decays, products):
         heads, key_heads = integer(op, 0), integer(op, 1)
         d_key, d_value = width(op, K) // key_heads, width(op, V) // heads
-        first, end = first_row(context, sequence), first_row(context, sequence + 1)
         step, key_at = FLOAT * d_value, FLOAT * key_head * d_key
-        rate = f32(address(op, context, A))[head]
-        dts = address(op, context, DT) + FLOAT * head * (d_key if per_key else 1)
-        keys, held = address(op, context, K) + key_at + first * stride(op, K), nothing()
-        if erases and not per_key and first < end:
-            held = stored(matrix, step, keys, dts, rate, d_key, lanes)
+        rate = f32(address(op, context, A))[head] if present(op, A) else ONE
+        skip = f32(address(op, context, D))[head] if present(op, D) else ZERO
+        keys = address(op, context, K) + key_at + first * stride(op, K)
+        # Under what is summed, and how far it is from one row's to the next one's.
+        marks, mark_step = (products, FLOAT * d_key) if per_key else (keys, stride(op, K))
+        held, decay = nothing(), ONE
+        if erases:
+            held = stored(matrix, step, marks, d_key, lanes)
         for row in range(first, end):
-            dt = dts + row * stride(op, DT)
             queries = address(op, context, Q) + key_at + row * stride(op, Q)
-            following = keys + stride(op, K) if row + 1 < end else keys
             value = load(address(op, context, V) + row * stride(op, V) + at, lanes)
-            decay = ZERO if per_key else factor(dt, rate, 0)
-            write = value
-            if erases:
-                if per_key:
-                    held, decay_of_held = stored(matrix, step, keys, dt, rate, d_key, lanes), ONE
-                else:
-                    decay_of_held = decay
-                write = less(value, scaled(held, decay_of_held))
+            if not per_key:
+                dt = address(op, context, DT) + row * stride(op, DT) + FLOAT * head
+                decay = head_decay(dt, rate)
+            write = less(value, scaled(held, decay)) if erases else value
             beta = f32(address(op, context, BETA) + row * stride(op, BETA))[head]
+            # What the last row's sum is of does not matter.
+            marks += mark_step if row + 1 < end else 0
             out, held = update(
-                matrix, step, keys, queries, following, dt, rate, decay, scaled(write, beta),
-                d_key, lanes,
+                matrix, step, keys, queries, marks, decays, decay, scaled(write, beta), d_key,
+                lanes,
             )  # fmt: skip
             out = plus_scaled(out, value, skip)
             store(out, address(op, context, OUT) + row * stride(op, OUT) + at, lanes)
-            keys = following
+            keys, decays = keys + stride(op, K), decays + FLOAT * d_key
 
     return walk
 
 
+decay_memory = inline(definitions.decay_memory)
+
+
 def _recurrence(decay, erase):
-    wide, narrow = _pass(decay, erase, WIDE), _pass(decay, erase, 1)
+    per_key, erases = decay == "key", erase == "tied"
+    wide, narrow = _pass(per_key, erases, WIDE), _pass(per_key, erases, 1)
+    fill = _decays(erases)
+
+    @inline
+    def strips(op, context, sequence, first, end, head, key_head, column, last, decays, products):
+        """Rows `first` to `end` over the columns up to `last` of a head."""
+        d_key, d_value = width(op, K) // integer(op, 1), width(op, V) // integer(op, 0)
+        own = state(op, context, STATE, sequence) + FLOAT * head * d_key * d_value
+        while column < last:
+            at, matrix = FLOAT * (head * d_value + column), own + FLOAT * column
+            if column + COLUMNS <= last:
+                wide(op, context, first, end, head, key_head, at, matrix, LANES, decays, products)
+                column += COLUMNS
+            else:
+                lanes = min(LANES, last - column)
+                narrow(op, context, first, end, head, key_head, at, matrix, lanes, decays, products)
+                column += LANES
 
     @kernel(f"recurrence.{decay}_{erase}")
     def recurrence(op, context, thread, threads):
         heads, key_heads, mapping = integer(op, 0), integer(op, 1), integer(op, 2)
         d_key, d_value = width(op, K) // key_heads, width(op, V) // heads
-        skips = address(op, context, D) if present(op, D) else 0
-        columns = WIDE * LANES
-        strips = (d_value + columns - 1) // columns
+        # Decays by key are worked out once for all columns of a head, so these stay together.
+        columns = d_value if per_key else COLUMNS
+        pieces = (d_value + columns - 1) // columns
+        decays = scratch_of(context, thread)
+        products = decays + decay_memory(d_key)[0]
         block = claim(op, context)
-        while block < sequences(context) * heads * strips:
-            sequence, head = block // (heads * strips), block // strips % heads
+        while block < sequences(context) * heads * pieces:
+            sequence, head = block // (heads * pieces), block // pieces % heads
             key_head = head // (heads // key_heads) if mapping == GROUPED else head % key_heads
-            column = block % strips * columns
-            at = FLOAT * (head * d_value + column)
-            matrix = state(op, context, STATE, sequence) + FLOAT * (head * d_key * d_value + column)
-            skip = f32(skips)[head] if skips != 0 else ZERO
-            if column + columns <= d_value:
-                wide(op, context, sequence, head, key_head, at, matrix, skip, LANES)
-            else:
-                while column < d_value:
-                    lanes = min(LANES, d_value - column)
-                    narrow(op, context, sequence, head, key_head, at, matrix, skip, lanes)
-                    at, matrix = at + FLOAT * LANES, matrix + FLOAT * LANES
-                    column += LANES
+            column = block % pieces * columns
+            first, end = first_row(context, sequence), first_row(context, sequence + 1)
+            while first < end:
+                last = min(end, first + DECAYED) if per_key else end
+                if per_key:
+                    fill(op, context, first, last, head, key_head, decays, products)
+                strips(
+                    op, context, sequence, first, last, head, key_head, column,
+                    min(d_value, column + columns), decays, products,
+                )  # fmt: skip
+                first = last
             block = claim(op, context)
 
 

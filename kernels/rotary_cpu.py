@@ -11,6 +11,7 @@ from .access import (
     integer,
     number,
     position,
+    present,
     rows,
     sequence_of,
     stride,
@@ -19,7 +20,7 @@ from .access import (
 from .intrinsics import LANES, f32, load_first, store_first
 from .jit import inline, kernel
 
-OUT, X = 0, 1
+OUT, X, FACTORS = 0, 1, 3
 FLOAT = 4
 # pi / 2 in two parts (those of fdlibm): products of the first with whole numbers are exact.
 QUARTERS_A_RADIAN = 0.63661977236758134308
@@ -65,10 +66,23 @@ def cosine_and_sine(angle):
     return np.float32(c), np.float32(s)
 
 
+@inline
+def speed(op, pair, frequency, factors):
+    """Radians a token that a pair turns by."""
+    scale, low, high = number(op, 6), number(op, 7), number(op, 8)
+    ramp = min(max((pair - low) / max(high - low, 1e-3), 0.0), 1.0)
+    frequency *= 1.0 - ramp + ramp * scale
+    if factors != 0:
+        frequency /= f32(factors)[pair]
+    return frequency
+
+
 @kernel("rotary")
 def rotary(op, context, thread, threads):
     columns, pairs, ratio = width(op, OUT), integer(op, 1) // 2, number(op, 4)
     heads, step, gap = integer(op, 0), integer(op, 2), integer(op, 3)
+    first_value, magnitude = integer(op, 5), np.float32(number(op, 9))
+    factors = address(op, context, FACTORS) if present(op, FACTORS) else 0
     d_head = columns // heads
     row = claim(op, context)
     while row < rows(op, context):
@@ -81,9 +95,10 @@ def rotary(op, context, thread, threads):
             store_first(out + FLOAT * column, load_first(x + FLOAT * column, lanes), lanes)
         frequency = 1.0
         for pair in range(pairs):
-            c, s = cosine_and_sine(token * frequency)
+            c, s = cosine_and_sine(token * speed(op, pair, frequency, factors))
+            c, s = c * magnitude, s * magnitude
             for head in range(heads):
-                at = head * d_head + pair * step
+                at = head * d_head + first_value + pair * step
                 first, second = f32(x)[at], f32(x)[at + gap]
                 f32(out)[at] = first * c - second * s
                 f32(out)[at + gap] = first * s + second * c

@@ -23,8 +23,10 @@ from .jit import inline
 from .tiles import fma_rows, fma_rows_first, store_sums, zeros
 
 FLOAT = 4
-#: Bytes between what a single token reads and what it asks for, but not less than two rows.
+#: Bytes between what is read and what is asked for, but not less than two rows.
 AHEAD = 8192
+#: Tokens of tiles that ask: the first ones that rows meet, when they come from memory.
+FETCHED = 4
 ZERO = np.float32(0)
 
 
@@ -49,7 +51,7 @@ def floats(load_weight, load_first_weight, element_bytes):
                 a, b = start(), start()
                 for column in range(0, whole, LANES):
                     at = x + FLOAT * column
-                    if tokens == 1:
+                    if tokens <= FETCHED:
                         prefetch(weight + ahead + element_bytes * column)
                         prefetch(second + ahead + element_bytes * column)
                     a = fma_rows(a, load_weight(weight + element_bytes * column), at, step)

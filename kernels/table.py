@@ -31,7 +31,7 @@ PACK_PANELS = OPERANDS + 4  # panels in all
 PACK_BLOCKS = OPERANDS + 5  # superblocks of a row
 
 # Bases. From WEIGHTS up each mapped file or converted tensor is one base.
-ABSENT, STATE, PAGES, IDS, OUTPUTS = -1, -2, -3, -4, -5
+ABSENT, STATE, PAGES, IDS, OUTPUTS, SHARED = -1, -2, -3, -4, -5, -6
 ARENA, LOGITS, WEIGHTS = 0, 1, 2
 
 # The per-call context.
@@ -54,6 +54,9 @@ YIELD = 15  # address of a function that gives up the processor, or 0
 DELAY = 16  # 0, or the seed of random pauses before ops and blocks (a test of barriers)
 SCRATCH = 17  # address of every thread's own scratch memory, one after another
 SCRATCH_BYTES = 18  # bytes each thread has there
+PARTIALS = 19  # address of what spans of rows have come to, for threads that share a row
+SPAN_STRIDE = 20  # spans that there is room for of every row there; 0: threads share no row
+UNITS = 21  # address of counters of spans that are done, zero before and after every op
 CONTEXT = 32
 
 # The board on which the leader posts what workers walk: a line of the cache for each group.

@@ -1,4 +1,8 @@
-"""Architectures, one file each, written as graphs of ops; found by the name in the model file."""
+"""Architectures, written as graphs of ops; found by the name in the model file.
+
+A file of this folder that names its architecture, `ARCHITECTURE = "mamba"`, or several that are one
+graph, `ARCHITECTURES = ("nemotron_h", "nemotron_h_moe")`, is asked to build their graphs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ DEMO = Path(__file__).parent / "demo.gguf"
 
 def architectures() -> list[str]:
     """The names of the architectures that can be run, as GGUF spells them."""
-    return sorted(module.ARCHITECTURE for module in _modules())
+    return sorted(_modules())
 
 
 def build(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: Path) -> Graph:
@@ -28,15 +32,15 @@ def build(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: 
     Raises UnsupportedModel for an unknown architecture, InvalidFile for a missing key or tensor and
     for a tensor of the wrong shape.
     """
-    name = metadata.get("general.architecture")
-    module = next((module for module in _modules() if str(name) == module.ARCHITECTURE), None)
+    name = str(metadata.get("general.architecture"))
+    module = _modules().get(name)
     if module is None:
         known = ", ".join(architectures())
         raise UnsupportedModel(
-            f"{path}: the architecture {str(name)[:40]!r} is not known; keelback runs {known}"
+            f"{path}: the architecture {name[:40]!r} is not known; keelback runs {known}"
         )
     graph = Graph()
-    hyperparameters = Hyperparameters(metadata, path, module.ARCHITECTURE)
+    hyperparameters = Hyperparameters(metadata, path, name)
     weights = Namespace(tensors, path)
     try:
         graph.finish(module.build(graph, hyperparameters, weights))
@@ -44,13 +48,19 @@ def build(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: 
         raise InvalidFile(f"{path}: {error}") from None
     if unused := weights.unused():
         raise InvalidFile(
-            f"{path} holds {len(unused)} tensors that {module.ARCHITECTURE} has no use for, "
+            f"{path} holds {len(unused)} tensors that {name} has no use for, "
             f"{unused[0]} among them; the file is damaged or of another version"
         )
     return graph
 
 
-def _modules() -> list[Any]:
+def _modules() -> dict[str, Any]:
+    """Modules by the architectures that they build."""
     names = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
     modules = [importlib.import_module(f".{name}", __package__) for name in names]
-    return [module for module in modules if hasattr(module, "ARCHITECTURE")]
+    return {name: module for module in modules for name in _built_by(module)}
+
+
+def _built_by(module: Any) -> tuple[str, ...]:
+    one = getattr(module, "ARCHITECTURE", None)
+    return getattr(module, "ARCHITECTURES", ()) if one is None else (one,)

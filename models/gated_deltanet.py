@@ -1,70 +1,61 @@
-"""Gated DeltaNet: a decaying matrix state that erases what a key held before it writes anew.
+"""Gated DeltaNet (arXiv 2412.06464): its mixer and a gated MLP in every layer.
 
-Source: arXiv 2412.06464, with the short convolutions and the output gate of flash-linear-attention,
-of which a model may lack either.
+Source: the model `gated_deltanet` of flash-linear-attention. In some layers of some checkpoints
+attention stands in place of the mixer: where `attention.head_count_kv` is not 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from ..kernels.norm import NORM_FIRST
-from ..kernels.recurrence import TILED
-from .blocks import gated_mlp
+from ..kernels.rotary import halves
+from . import delta
+from .blocks import attend, gated_mlp, queries_keys_values
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
+from .rope import rotate
 
 ARCHITECTURE = "gated-deltanet"
-
-#: The epsilon under the root of the L2 norm of queries and keys, fixed in the reference.
-L2_EPS = 1e-6
 
 
 def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
     """Return the logits of the rows that were asked for: (R, vocabulary)."""
+    eps = p.number("attention.layer_norm_rms_epsilon")
+    return trunk(g, p, w, lambda blk, i, x: delta.mixer(g, p, blk, i, x, eps=eps))
+
+
+def trunk(g: Graph, p: Hyperparameters, w: Any, mixer: Callable[[Any, int, Value], Value]) -> Value:
+    """All of the model; mixer: of a layer's tensors, its number and its input."""
     d_model = p.count("embedding_length")
     d_ff = p.count("feed_forward_length")
+    layers = p.count("block_count")
     eps = p.number("attention.layer_norm_rms_epsilon")
     h = g.embedding(w.token_embd, width=d_model)
-    for i in range(p.count("block_count")):
+    for i, key_heads in enumerate(p.per_layer("attention.head_count_kv", layers, 0)):
         blk = w.blk[i]
-        h = g.add(h, _mixer(g, p, blk, i, g.rms_norm(h, blk.attn_norm, eps=eps)))
+        x = g.rms_norm(h, blk.attn_norm, eps=eps)
+        if key_heads:
+            h = g.add(h, _attention(g, p, w, i, x, key_heads))
+        else:
+            h = g.add(h, mixer(blk, i, x))
         x = g.rms_norm(h, blk.ffn_norm, eps=eps)
         y = gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
         h = g.add(h, y)
     return logits(g, h, w, eps)
 
 
-def _mixer(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value) -> Value:
-    """x: the normalised residual stream (T, D). Returns what the layer adds to it, (T, D)."""
-    key_heads = p.count("ssm.group_count")
-    heads = p.count("ssm.time_step_rank")
-    d_key = p.count("ssm.state_size")
-    d_inner = p.count("ssm.inner_size")
-    d_value = p.divide(d_inner, "ssm.time_step_rank", heads)
-    taps = p.count("ssm.conv_kernel", None)
-    eps = p.number("attention.layer_norm_rms_epsilon")
-    keys = key_heads * d_key
-
-    qkv = g.linear(x, blk.attn_qkv, width=2 * keys + d_inner)
-    if taps is None:
-        qkv = g.silu(qkv)
-    else:
-        window = g.state(f"blk.{i}.conv", taps - 1, 2 * keys + d_inner)
-        qkv = g.causal_conv(qkv, window, blk.ssm_conv1d, taps=taps, silu=1)
-    q, k, v = g.split(qkv, keys, keys, d_inner)
-    q = g.l2_norm(q, eps=L2_EPS, groups=key_heads, scale=d_key**-0.5)
-    k = g.l2_norm(k, eps=L2_EPS, groups=key_heads, scale=1.0)
-    dt = g.softplus(g.linear(x, blk.ssm_alpha, width=heads), blk.ssm_dt.bias)
-    strongest = 2.0 if p.flag("ssm.allow_neg_eigval", False) else 1.0
-    beta = g.sigmoid(g.linear(x, blk.ssm_beta, width=heads), scale=strongest)
-
-    state = g.state(f"blk.{i}.ssm", heads, d_key, d_value)
-    o = g.recurrence(
-        q, k, v, dt, beta, state, blk.ssm_a,
-        heads=heads, key_heads=key_heads, mapping=TILED, decay="head", erase="tied",
-    )  # fmt: skip
-    gate = g.linear(x, blk.attn_gate, width=d_inner) if p.flag("ssm.use_gate", True) else None
-    o = g.rms_norm(o, blk.ssm_norm, gate, eps=eps, groups=heads, order=NORM_FIRST if gate else 0)
-    return g.linear(o, blk.ssm_out, width=p.count("embedding_length"))
+def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads: int) -> Value:
+    """x: the normalised residual stream (T, D). Returns what layer i adds to it, (T, D)."""
+    d_model, layers = p.count("embedding_length"), p.count("block_count")
+    heads = p.heads(i)
+    d_head = p.divide(d_model, "attention.head_count", heads)
+    q, k, v = queries_keys_values(g, w.blk[i], x, d_model, *2 * [key_heads * d_head])
+    q = rotate(g, p, w, q, heads=heads, count=d_head, pairs=halves)
+    k = rotate(g, p, w, k, heads=key_heads, count=d_head, pairs=halves)
+    slides = p.flags("attention.sliding_window_pattern", layers)
+    window = p.count("attention.sliding_window", 0) if slides is None or slides[i] else 0
+    scale = d_head**-0.5
+    y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=scale, window=window)
+    return g.linear(y, w.blk[i].attn_output, width=d_model)

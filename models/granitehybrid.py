@@ -11,10 +11,11 @@ from typing import Any
 from ..kernels.errors import UnsupportedModel
 from ..kernels.rotary import neighbours
 from . import mamba2
-from .blocks import attend, gated_mlp, mixture
+from .blocks import attend, gated_mlp, mixture, queries_keys_values
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
+from .rope import speeds
 
 ARCHITECTURE = "granitehybrid"
 
@@ -30,7 +31,10 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
     for i, key_heads in enumerate(p.per_layer("attention.head_count_kv", layers)):
         blk = w.blk[i]
         x = g.rms_norm(h, blk.attn_norm, eps=eps)
-        y = _attention(g, p, blk, i, x, key_heads) if key_heads else mamba2.mixer(g, p, blk, i, x)
+        if key_heads:
+            y = _attention(g, p, blk, i, x, key_heads)
+        else:
+            y = mamba2.mixer(g, p, blk, i, x, eps=eps)
         h = g.add(h, y, scale=residual)
         y = _feed_forward(g, p, blk, g.rms_norm(h, blk.ffn_norm, eps=eps))
         h = g.add(h, y, scale=residual)
@@ -45,11 +49,7 @@ def _attention(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, key_hea
     d_value = p.count("attention.value_length", d_head)
     scale = p.number("attention.scale", d_head**-0.5)
     widths = heads * d_head, key_heads * d_head, key_heads * d_value
-    if blk.attn_qkv.find():
-        q, k, v = g.split(g.linear(x, blk.attn_qkv, width=sum(widths)), *widths)
-    else:
-        matrices = (blk.attn_q, blk.attn_k, blk.attn_v)
-        q, k, v = (g.linear(x, m, width=n) for m, n in zip(matrices, widths, strict=True))
+    q, k, v = queries_keys_values(g, blk, x, *widths)
     if p.flag("rope.scaling.finetuned", True):
         turn = _rotation(p, d_head)
         q, k = g.rotary(q, heads=heads, **turn), g.rotary(k, heads=key_heads, **turn)
@@ -66,11 +66,6 @@ def _rotation(p: Hyperparameters, d_head: int) -> dict[str, Any]:
     """
     count = p.count("rope.dimension_count", d_head)
     rearranged = p.count("rope.rearranged_count", d_head)
-    if p.metadata.get(f"{p.architecture}.rope.scaling.type", "none") != "none":
-        raise UnsupportedModel(
-            f"{p.path}: {p.architecture}.rope.scaling.type asks for scaled rotary positions, which "
-            "keelback cannot run"
-        )
     pairs = neighbours(count)
     if count != rearranged:
         if 2 * count > rearranged:
@@ -79,7 +74,7 @@ def _rotation(p: Hyperparameters, d_head: int) -> dict[str, Any]:
                 f"heads of {rearranged} values, or up to half of each"
             )
         pairs = {"count": count, "step": 2, "gap": count}
-    return {**pairs, "ratio": p.number("rope.freq_base", 10000.0) ** (-2 / count)}
+    return {**pairs, **speeds(p, count)}
 
 
 def _feed_forward(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:

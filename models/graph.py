@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,26 @@ class StateRef:
 
 @dataclass(frozen=True, slots=True)
 class CacheRef:
-    """Columns `offset` to `offset + width` of every token's row in the KV pages, float32."""
+    """What every token leaves in the KV pages: `d_head` values for each of `heads` heads.
+
+    kind: "k" or "v", which may be kept in different types. used: of each head's values, how many
+    of the first are read.
+    """
 
     name: str
-    width: int
-    offset: int
+    kind: str
+    heads: int
+    d_head: int
+    used: int
+
+    @property
+    def width(self) -> int:
+        """Values of a token that are read."""
+        return self.heads * self.used
+
+    def first(self, used: int) -> CacheRef:
+        """The first values of each head alone, as an operand."""
+        return replace(self, used=used)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +147,9 @@ class Graph:
         self.states.append(StateRef(name, shape, offset))
         return self.states[-1]
 
-    def cache(self, name: str, width: int) -> CacheRef:
-        """Reserve columns of the KV pages, one row a token."""
-        self.caches.append(CacheRef(name, width, self.cache_width))
+    def cache(self, name: str, kind: str, heads: int, d_head: int) -> CacheRef:
+        """Reserve room in the KV pages for values that every token leaves."""
+        self.caches.append(CacheRef(name, kind, heads, d_head, d_head))
         return self.caches[-1]
 
     @property
@@ -145,11 +160,6 @@ class Graph:
             if self.states
             else 0
         )
-
-    @property
-    def cache_width(self) -> int:
-        """Floats that one token adds to the KV pages."""
-        return sum(cache.width for cache in self.caches)
 
     def finish(self, logits: Value) -> None:
         """Name the value that leaves the graph."""
@@ -197,6 +207,14 @@ class Namespace:
     def tensor_and_bias(self) -> tuple[Weight, Weight | None]:
         """The tensor, and where the file has one the `.bias` beside it."""
         return self.tensor(), self._get(f"{self._prefix}bias")
+
+    def ignore(self, first: int) -> None:
+        """Leave aside what lies under the number `first` and higher ones; a model says why."""
+        for name in self._tensors:
+            if name.startswith(self._prefix):
+                number = name.removeprefix(self._prefix).partition(".")[0]
+                if number.isdecimal() and int(number) >= first:
+                    self._used.add(name)
 
     def unused(self) -> list[str]:
         """Tensors that nothing has asked for."""

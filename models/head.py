@@ -7,13 +7,14 @@ from typing import Any
 from .graph import Graph, Value
 
 
-def logits(g: Graph, h: Value, w: Any, eps: float, scale: float = 1.0) -> Value:
+def logits(g: Graph, h: Value, w: Any, eps: float, scale: float = 1.0, norm: Any = None) -> Value:
     """Logits (R, vocabulary) of the residual stream h: (T, D).
 
-    A file without `output.weight` uses the embedding twice. `scale` multiplies the logits.
+    A file without `output.weight` uses the embedding twice. `scale` multiplies the logits. `norm`:
+    the norm's weight, where that is not `output_norm`.
     """
     embedding = w.token_embd.tensor()
-    h = g.rms_norm(g.select(h), w.output_norm, eps=eps)
+    h = g.rms_norm(g.select(h), norm or w.output_norm, eps=eps)
     if scale != 1.0:
         # Before the matrix: as good, and narrower than the vocabulary.
         h = g.scaled(h, scale=scale)

@@ -43,6 +43,13 @@ class Hyperparameters:
             raise self._bad(key, value, "a positive number")
         return float(value)
 
+    def negative(self, key: str) -> float:
+        """A finite number below zero."""
+        value = self._get(key, _REQUIRED)
+        if type(value) not in (int, float) or not float("-inf") < value < 0:
+            raise self._bad(key, value, "a number below zero")
+        return float(value)
+
     def flag(self, key: str, default: Any = _REQUIRED) -> bool:
         """True or false."""
         value = self._get(key, default)
@@ -50,14 +57,37 @@ class Hyperparameters:
             raise self._bad(key, value, "true or false")
         return value
 
-    def per_layer(self, key: str, layers: int) -> list[int]:
+    def text(self, key: str, default: Any = _REQUIRED) -> str:
+        """A string."""
+        value = self._get(key, default)
+        if type(value) is not str:
+            raise self._bad(key, value, "a text")
+        return value
+
+    def per_layer(self, key: str, layers: int, default: Any = _REQUIRED) -> list[int]:
         """Whole numbers from 0 to LARGEST_DIMENSION, one a layer; a single one counts for all."""
-        value = self._get(key, _REQUIRED)
+        value = self._get(key, default)
         values = value.tolist() if isinstance(value, np.ndarray) else [value] * layers
         fits = all(type(n) is int and 0 <= n <= LARGEST_DIMENSION for n in values)
         if not fits or len(values) != layers:
             raise self._bad(key, value, f"{layers} whole numbers from 0 to {LARGEST_DIMENSION}")
         return values
+
+    def flags(self, key: str, layers: int) -> list[bool] | None:
+        """True or false for each layer; None where the file does not say."""
+        value = self._get(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, np.ndarray) or value.dtype != bool or len(value) != layers:
+            raise self._bad(key, value, f"{layers} times true or false")
+        return value.tolist()
+
+    def heads(self, layer: int) -> int:
+        """Heads of a layer's mixer: `attention.head_count`, one number or one a layer."""
+        count = self.per_layer("attention.head_count", self.count("block_count"))[layer]
+        if not count:
+            raise self._bad("attention.head_count", count, "a whole number above zero")
+        return count
 
     def divide(self, whole: int, key: str, parts: int) -> int:
         """`whole / parts` where a key's value has to divide evenly."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from ..kernels.norm import GATE_FIRST
 from ..kernels.recurrence import GROUPED
 from .graph import Graph, Value
-from .head import logits
 from .hyperparameters import Hyperparameters
+from .mamba_ssm import stack
 
 ARCHITECTURE = "mamba2"
 
@@ -16,21 +17,28 @@ ARCHITECTURE = "mamba2"
 def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
     """Return the logits of the rows that were asked for: (R, vocabulary)."""
     eps = p.number("attention.layer_norm_rms_epsilon")
-    h = g.embedding(w.token_embd, width=p.count("embedding_length"))
-    for i in range(p.count("block_count")):
-        blk = w.blk[i]
-        h = g.add(h, mixer(g, p, blk, i, g.rms_norm(h, blk.attn_norm, eps=eps)))
-    return logits(g, h, w, eps)
+    return stack(g, p, w, partial(mixer, eps=eps))
 
 
-def mixer(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value) -> Value:
-    """x: the normalised residual stream (T, D). Returns what layer i adds to it, (T, D)."""
+def mixer(
+    g: Graph,
+    p: Hyperparameters,
+    blk: Any,
+    i: int,
+    x: Value,
+    *,
+    eps: float,
+    order: int = GATE_FIRST,
+) -> Value:
+    """x: the normalised residual stream (T, D). Returns what layer i adds to it, (T, D).
+
+    eps, order: of the norm and the gate behind the recurrence; order 0 is a gate without a norm.
+    """
     d_inner = p.count("ssm.inner_size")
     d_state = p.count("ssm.state_size")
     heads = p.count("ssm.time_step_rank")
     groups = p.count("ssm.group_count", 1)
     taps = p.count("ssm.conv_kernel")
-    eps = p.number("attention.layer_norm_rms_epsilon")
     head_dim = p.divide(d_inner, "ssm.time_step_rank", heads)
     channels = d_inner + 2 * groups * d_state
 
@@ -46,5 +54,8 @@ def mixer(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value) -> Value:
         c, b, x, dt, dt, state, blk.ssm_a, blk.ssm_d,
         heads=heads, key_heads=groups, mapping=GROUPED, decay="head", erase="none",
     )  # fmt: skip
-    y = g.rms_norm(y, blk.ssm_norm, z, eps=eps, groups=groups, order=GATE_FIRST)
+    if order:
+        y = g.rms_norm(y, blk.ssm_norm, z, eps=eps, groups=groups, order=order)
+    else:
+        y = g.swiglu(z, y)
     return g.linear(y, blk.ssm_out, width=p.count("embedding_length"))

@@ -71,6 +71,11 @@ def tiny_model(tiny_file: Callable[[str, str], Path]) -> Callable[[str, str, str
 
     @cache
     def model(name: str, outtype: str = "f32", backend: str = "cpu") -> Model:
-        return Model(tiny_file(name, outtype), backend=backend, notice=lambda text: None)
+        # References keep keys and values in float32.
+        kept = "f32" if outtype == "f32" else "f16"
+        return Model(
+            tiny_file(name, outtype), backend=backend, notice=lambda text: None,
+            cache_type_k=kept, cache_type_v=kept,
+        )  # fmt: skip
 
     return model

@@ -6,8 +6,9 @@ column views of a wider buffer, exactly as the ops of a model see theirs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from keelback.kernels.formats import blocks
 from keelback.kernels.formats.gguf import TensorInfo
 from keelback.kernels.op import GIVEN, Op, Weight
 from keelback.models.graph import Graph
+
+#: Types of keys and values unless a case has others.
+KEPT = MappingProxyType({"k": blocks.F32, "v": blocks.F32})
 
 #: Floats between the columns that two operands use, so that no row is as wide as its buffer.
 GAP = 3
@@ -62,9 +66,11 @@ class Tensors:
 
 
 def poison(backend: Any) -> None:
-    """Fill the scratch memory with NaN: what was right in the last forward must not stand in."""
+    """Fill memory that nothing is kept in: what was right in the last forward must not stand in."""
     if hasattr(backend, "_arena"):
         backend._arena.fill(np.nan)
+        backend._scratch.fill(255)
+        backend._partials.fill(255)
 
 
 def no_notice(text: str) -> None:
@@ -89,15 +95,21 @@ class Machine:
     """A finished graph on one backend; runs batches and advances states as `Model` does."""
 
     def __init__(
-        self, graph: Graph, tensors: Tensors, backend: str = "cpu", repack: bool = True
+        self,
+        graph: Graph,
+        tensors: Tensors,
+        backend: str = "cpu",
+        repack: bool = True,
+        types: Mapping[str, blocks.BlockFormat] = KEPT,
     ) -> None:
         store = WeightStore(tensors, no_notice, repack)
-        self.layout = Layout.of(graph)
+        self.layout = Layout.of(graph, types)
         self.backend: Any
         if backend == "numpy":
             self.backend = NumpyBackend(graph, store)
         else:
-            self.backend = CpuBackend(graph, store, 1, no_notice)
+            self.backend = CpuBackend(graph, store, self.layout, 1, no_notice)
+        self.backend.load()
 
     def fresh(self) -> State:
         return State.fresh(self.layout, "harness")
@@ -132,6 +144,9 @@ class Case:
     weights  operand slot -> values, or (values, type)
     states   operand slot -> (sequences, *shape) float32: what each sequence starts with
     caches   operand slot -> what each sequence's KV pages hold, (count, width) float32 each
+    heads    that share a row of a cache
+    first    where values are the first ones of every key's head: how many
+    types    in which keys ("k") and values ("v") are kept
     lengths  rows of each sequence
     past     tokens that each sequence has read before, none without
     """
@@ -141,6 +156,9 @@ class Case:
     weights: dict[str, Any] = field(default_factory=dict)
     states: dict[str, np.ndarray] = field(default_factory=dict)
     caches: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    heads: int = 1
+    first: int = 0
+    types: Mapping[str, blocks.BlockFormat] = field(default_factory=lambda: KEPT)
     attributes: dict[str, Any] = field(default_factory=dict)
     lengths: tuple[int, ...] = (1,)
     past: tuple[int, ...] = ()
@@ -165,7 +183,10 @@ class Case:
         for slot, values in self.states.items():
             bound[slot] = graph.state(slot, *values.shape[1:])
         for slot, held in self.caches.items():
-            bound[slot] = graph.cache(slot, held[0].shape[1])
+            kind = "v" if slot == "values" else "k"
+            bound[slot] = graph.cache(slot, kind, self.heads, held[0].shape[1] // self.heads)
+        if self.first:
+            bound["values"] = bound["keys"].first(self.first)
         slots = [slot for slot, operand in self.op.operands.items() if operand.kind not in GIVEN]
         out = graph.apply(self.op, *(bound.get(slot) for slot in slots), **self.attributes)
         # What only changes a state or the pages leaves nothing to look at.
@@ -173,29 +194,38 @@ class Case:
         graph.finish(out if out.buffer.outputs else graph.select(out))
         return graph, tensors
 
-    def play(self, machine: Machine, threads: int = 1, delay: int = 0) -> Played:
-        """One forward over all sequences, from the states the case begins with."""
-        machine.backend.threads, machine.backend.delay_seed = threads, delay
-        poison(machine.backend)
+    def machine(self, backend: str = "cpu", repack: bool = True) -> Machine:
+        """A machine that plays the case."""
+        return Machine(*self.build(), backend, repack, self.types)
+
+    def begin(self, machine: Machine) -> list[State]:
+        """The states that the case begins with, one a sequence."""
         sequences = [machine.fresh() for _ in self.lengths]
         for i, state in enumerate(sequences):
             state.position = self.past[i] if self.past else 0
             state.reserve(self.lengths[i])
             for page in state.pages:
-                page.fill(np.nan)
-            for ref in machine.layout.caches:
-                view = CacheView(state, ref)
+                page.fill(255)
+            for place in machine.layout.caches:
+                view = CacheView(state, place.ref)
                 view.position = 0
-                view.write(self.caches[ref.name][i])
+                view.write(self.caches[place.ref.name][i])
             for slot, values in self.states.items():
                 state.tensors()[slot][:] = values[i]
+        return sequences
+
+    def play(self, machine: Machine, threads: int = 1, delay: int = 0) -> Played:
+        """One forward over all sequences."""
+        machine.backend.threads, machine.backend.delay_seed = threads, delay
+        poison(machine.backend)
+        sequences = self.begin(machine)
         ids = np.arange(sum(self.lengths)) if self.ids is None else self.ids
         parts = np.split(ids, np.cumsum(self.lengths)[:-1])
         rows = machine.forward(parts, sequences, self.outputs)
         cached = [
-            CacheView(state, ref).read(state.position)
+            CacheView(state, place.ref).read(state.position)
             for state in sequences
-            for ref in machine.layout.caches
+            for place in machine.layout.caches
         ]
         return Played(rows, [state.block for state in sequences], cached)
 

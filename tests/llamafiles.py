@@ -30,6 +30,7 @@ import pytest
 import tiny
 from keelback.convert import convert
 from keelback.engine.model import Model
+from keelback.kernels.formats.gguf import GGUF
 
 llama_cpp = pytest.importorskip(
     "llama_cpp", reason="llama-cpp-python cannot be imported", exc_type=ImportError
@@ -44,15 +45,20 @@ LENGTH = 64
 TRAINED = ("mamba-tiny-lit", "mamba2-tiny")
 OUTTYPES = ("f32", "f16", "bf16", "q8_0")
 
-# llama.cpp's own converter, unchanged but for two things it cannot do: it puts a vocabulary of
-# 50,000 tokens into a model that has no tokenizer, and it knows pre-tokenizers only by a hash of
-# ids, which leaves out every vocabulary that was not published.
+# llama.cpp's own converter, unchanged but for four things it cannot do: it puts a vocabulary of
+# 50,000 tokens into a model that has no tokenizer, it knows pre-tokenizers only by a hash of ids,
+# which leaves out every vocabulary that was not published, it does not convert a Qwen without
+# layers that guess further tokens unless told so, and of some models it asks for keys that a
+# transformers that knows them has renamed before it sees them.
 CONVERTER = """
 import json, runpy, sys, traceback
 source, jobs = sys.argv[1], json.loads(sys.argv[2])
 sys.path[:0] = [source, source + "/gguf-py"]
-from conversion.base import TextModel
-from conversion.mamba import Mamba2Model, MambaModel
+from conversion.base import ModelBase, TextModel
+import importlib, pkgutil
+import conversion
+for module in pkgutil.iter_modules(conversion.__path__):
+    importlib.import_module("conversion." + module.name)
 
 known = TextModel.get_vocab_base_pre
 
@@ -69,8 +75,23 @@ def get_vocab_base_pre(self, tokenizer):
         return job["pre"]
 
 TextModel.get_vocab_base_pre = get_vocab_base_pre
-for kind in (MambaModel, Mamba2Model):
-    kind.set_vocab = lambda self, original=kind.set_vocab: set_vocab(self, original)
+understood = ModelBase.load_hparams
+
+def load_hparams(folder, *form):
+    if job["as_written"]:
+        return json.loads((folder / "config.json").read_text("utf-8"))
+    return understood(folder, *form)
+
+ModelBase.load_hparams = staticmethod(load_hparams)
+conversion.qwen._QwenMtpMixin.no_mtp = True
+def every(kind):
+    yield kind
+    for below in kind.__subclasses__():
+        yield from every(below)
+
+for kind in set(every(TextModel)):
+    if "set_vocab" in vars(kind):
+        kind.set_vocab = lambda self, original=kind.set_vocab: set_vocab(self, original)
 errors = {}
 for job in jobs:
     sys.argv = ["convert", job["checkpoint"], "--outfile", job["target"]]
@@ -86,6 +107,8 @@ print(json.dumps(errors))
 def is_representable(variant: tiny.Variant) -> bool:
     """Whether llama.cpp has a way to say what this checkpoint is."""
     config = variant.config
+    if family := tiny.FAMILIES.get(variant.model_type):
+        return variant.name in family.llamacpp + family.misread
     if variant.model_type in ("granitemoehybrid", "bamba"):
         return not config["mamba_proj_bias"]
     if variant.model_type == "gated_deltanet" or config["use_bias"]:
@@ -99,8 +122,15 @@ def is_representable(variant: tiny.Variant) -> bool:
 TINY = tuple(name for name, variant in tiny.VARIANTS.items() if is_representable(variant))
 # What their converter misreads: a Granite with rotary positions has none for it unless all layers
 # are attention, layers are not called as transformers 5 does it, and of Bamba's heads, which are
-# turned in part, it rearranges the whole. The files it makes of the last two load all the same.
+# turned in part, it rearranges the whole. The files it makes of the second and the third load all
+# the same.
 MISREAD = ("granite-rope", "granite-q8", "bamba-grouped")
+AS_WRITTEN = tuple(
+    name
+    for name in TINY
+    if (family := tiny.FAMILIES.get(tiny.VARIANTS[name].model_type)) and family.as_written
+)
+MISREAD += tuple(name for family in tiny.FAMILIES.values() for name in family.misread)
 # llama.cpp wants a bias of the convolution. Our converter writes zeros, theirs nothing.
 BIASED = tuple(
     name
@@ -151,7 +181,8 @@ class Files:
                 "checkpoint": str(self.checkpoint(name)),
                 "target": str(self.folder / f"{name}-{outtype}-theirs.gguf"),
                 "outtype": outtype,
-                "pre": Model(self.ours(name)).metadata.get("tokenizer.ggml.pre"),
+                "pre": GGUF(self.ours(name)).metadata.get("tokenizer.ggml.pre"),
+                "as_written": name in AS_WRITTEN,
             }
             for name in (*BIASED, *MISREAD[1:], *(TRAINED if SHARED else ()))
             for outtype in OUTTYPES
@@ -244,7 +275,8 @@ def llama_ids(path: Path, text: str) -> list[int]:
 
 
 def our_logits(path: Path, ids: np.ndarray) -> np.ndarray:
-    return Model(path, threads=1, notice=lambda text: None).forward(ids, logits="all")[0]
+    kept = {"cache_type_k": "f32", "cache_type_v": "f32"}
+    return Model(path, threads=1, notice=lambda text: None, **kept).forward(ids, logits="all")[0]
 
 
 def prompts(name: str) -> list[np.ndarray]:

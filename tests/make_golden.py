@@ -1,7 +1,7 @@
 """Make golden/<name>.npz: the logits of the tiny checkpoints according to the reference libraries.
 
     python tests/make_golden.py --family mamba,falcon_mamba,mamba2,granitemoehybrid,bamba
-    python tests/make_golden.py --family gated_deltanet
+    python tests/make_golden.py --family gated_deltanet,kda
 
 The first line needs torch and transformers, the second flash-linear-attention.
 
@@ -13,7 +13,7 @@ which needs two things, both done below before the library is imported: TRITON_I
 environment, and an autotuner that takes its first configuration, since timing the candidates
 needs a GPU driver (their results differ in rounding at most). The library's chunk kernel does not
 run there, but for 64 tokens or fewer outside training it takes its fused_recurrent kernel anyway,
-hence the limit on --length.
+hence the limit on --length. Nor does flash-attn; `use_plain_attention` says what stands in for it.
 
 Every file holds `ids` (n,), `logits` (n, n_vocab) float32 of one call over all the ids, `made`
 (how, with which versions, and how far the same model is from itself one token at a time) and
@@ -43,6 +43,8 @@ IN_MEMORY = {
     "block_sparse_moe.experts.down_proj": "block_sparse_moe.output_linear.weight",
     "block_sparse_moe.router.weight": "block_sparse_moe.router.layer.weight",
 }
+#: Families of flash-linear-attention.
+FLA = ("gated_deltanet", "kda")
 #: Families whose cache goes by the name that attention gave it.
 HYBRIDS = ("gated_deltanet", "granitemoehybrid", "bamba")
 
@@ -58,11 +60,43 @@ def use_triton_interpreter() -> None:
     Autotuner.prune_configs = lambda self, kwargs: self.configs[:1]
 
 
+def use_plain_attention() -> None:
+    """Let flash-linear-attention's layers of attention run without flash-attn, which needs a GPU.
+
+    Put in its place is `plain_attention`: what is kept, turned and cut into heads around it remains
+    the library's own.
+    """
+    from fla.layers import attn
+
+    attn.flash_attn_func = plain_attention
+
+
+def plain_attention(q: Any, k: Any, v: Any, causal: bool, window_size: tuple[int, int]) -> Any:
+    """flash_attn_func by its documentation, from torch's own attention: (B, T, H, D) each.
+
+    The last row of q stands beside the last one of k. A row reads the keys up to its place, from
+    `window_size[0]` before it on where that is not negative.
+    """
+    import torch
+
+    assert causal and window_size[1] in (-1, 0)
+    places, keys = (
+        torch.arange(k.shape[1] - q.shape[1], k.shape[1])[:, None],
+        torch.arange(k.shape[1]),
+    )
+    seen = keys <= places
+    if window_size[0] >= 0:
+        seen &= keys >= places - window_size[0]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(q, k, v, attn_mask=seen, enable_gqa=True).transpose(1, 2)
+
+
 def versions(family: str) -> str:
     """The implementation behind a family and its versions, in words."""
     names = ["transformers", "torch"]
     how = "CPU, float32"
-    if family == "gated_deltanet":
+    if family in FLA:
         names = ["flash-linear-attention", "triton", *names]
         how = "fused_recurrent mode in Triton's interpreter, CPU, float32"
     return ", ".join(f"{n} {importlib.metadata.version(n)}" for n in names) + f"; {how}"
@@ -79,13 +113,17 @@ def load(name: str, folder: Path) -> Any:
     )
     if any(info.values()):
         raise SystemExit(f"{name}: loading was not clean: {info}")
-    memory = {on_disk(key): value.numpy() for key, value in model.state_dict().items()}
+    family = tiny.FAMILIES.get(tiny.VARIANTS[name].model_type)
+    named = (lambda key: key) if family else on_disk
+    memory = {named(key): value.float().numpy() for key, value in model.state_dict().items()}
     if tiny.VARIANTS[name].config["tie_word_embeddings"]:
         head, table = model.get_output_embeddings(), model.get_input_embeddings()
         if head.weight is not table.weight:
             raise SystemExit(f"{name}: the output head is not tied to the embeddings")
         memory.pop("lm_head.weight")
     disk = tiny.weights(name)
+    if family:
+        disk = family.in_memory(disk)
     if memory.keys() != disk.keys():
         raise SystemExit(f"{name}: other tensors in memory: {sorted(memory.keys() ^ disk.keys())}")
     for key, value in disk.items():
@@ -113,7 +151,8 @@ def run_by_steps(model: Any, ids: np.ndarray) -> np.ndarray:
     """Logits of one call per token with the model's own cache: (n,) -> (n, n_vocab)."""
     import torch
 
-    key = "past_key_values" if model.config.model_type in HYBRIDS else "cache_params"
+    hybrid = model.config.model_type in (*HYBRIDS, *tiny.FAMILIES)
+    key = "past_key_values" if hybrid else "cache_params"
     cache, rows = None, []
     with torch.no_grad():
         for i, token in enumerate(torch.from_numpy(ids)):
@@ -166,9 +205,11 @@ def main() -> None:
         parser.error(f"--family takes {', '.join(sorted(known))}; --length 1 to 64")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     log.setLevel(logging.INFO)
-    if "gated_deltanet" in families:
+    if not set(families).isdisjoint(FLA):
         use_triton_interpreter()
         import fla  # noqa: F401  (registers the model type with transformers)
+
+        use_plain_attention()
     GOLDEN.mkdir(exist_ok=True)
     names = [n for n, variant in tiny.VARIANTS.items() if variant.model_type in families]
     log.info("%d checkpoints, %d bytes", len(names), sum(make(n, args.length) for n in names))

@@ -162,12 +162,6 @@ def test_checkpoints_that_cannot_be_converted_get_a_sentence(checkpoint, tmp_pat
     assert not list(tmp_path.glob("*.gguf")) and not list(tmp_path.glob(".*partial"))
 
 
-def test_attention_layers_of_gated_deltanet_are_refused(tmp_path: Path):
-    folder = tiny.write_checkpoint("gdn-gate", tmp_path / "gdn")
-    with pytest.raises(keelback.UnsupportedModel, match="attention layers"):
-        convert(edit(folder, attn={"layers": [1]}), tmp_path / "out.gguf")
-
-
 @pytest.mark.parametrize("expand", [1 << 70, 1e9])
 def test_sizes_that_no_tensor_has_are_refused_before_they_are_used(tmp_path: Path, expand: float):
     folder = tiny.write_checkpoint("gdn-gate", tmp_path / "gdn")

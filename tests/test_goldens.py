@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import model_table
 import numpy as np
 import pytest
 
 import tiny
+from keelback import models
 from keelback.kernels.formats.gguf import GGUF
 
 GOLDEN = Path(__file__).parent / "golden"
+#: What the README's table of models says.
+CLAIMED = model_table.claimed()
 #: Measured: 3.5e-6 at most. The two libraries are as far from themselves, stepped and at once.
 TOLERANCE = 2e-5
-Q8_0_VARIANTS = ("mamba-q8", "mamba2-q8", "gdn-q8", "granite-q8")
+Q8_0_VARIANTS = tuple(name for name in tiny.VARIANTS if name.endswith("-q8"))
 HALF_TOLERANCE = 0.05
 #: Eight bits a weight and eight an activation move the logits of random weights this far.
 Q8_0_TOLERANCE = 0.12
@@ -41,6 +45,10 @@ def by_steps(model, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(rows), state.block
 
 
+def test_the_readme_names_every_architecture_that_runs():
+    assert set(CLAIMED) == set(models.architectures()) == set(model_table.MODELS)
+
+
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("name", tiny.VARIANTS)
 def test_logits_of_an_f32_file_are_those_of_the_reference(tiny_model, name, backend):
@@ -48,7 +56,9 @@ def test_logits_of_an_f32_file_are_those_of_the_reference(tiny_model, name, back
     model = tiny_model(name, "f32", backend)
     at_once, state = model.forward(golden["ids"], logits="all")
     worst = row_errors(at_once, golden["logits"]).max()
-    assert worst < TOLERANCE, f"{name} on {backend}, at once: {worst:.2e}"
+    claimed = CLAIMED[model.metadata["general.architecture"]]
+    # Another processor adds up in another order.
+    assert worst < (2 * claimed if backend == "cpu" else TOLERANCE), f"{name}: {worst:.2e}"
     stepped, block = by_steps(model, golden["ids"])
     worst = row_errors(stepped, golden["logits"]).max()
     assert worst < TOLERANCE, f"{name} on {backend}, by steps: {worst:.2e}"

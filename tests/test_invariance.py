@@ -29,10 +29,11 @@ from keelback.kernels.formats.gguf import GGUF
 #: One of each family; 96 columns, so that Q8_0 applies.
 NAMES = ("mamba-q8", "mamba2-q8", "gdn-q8", "granite-q8")
 TYPES = ("q8_0", "f16", "f32")
-#: The other native types: Q4_0 or Q4_K with Q6_K.
+#: The other native types, Q4_0 or Q4_K with Q6_K; and every other family once.
 MODELS = [(name, kind) for kind in TYPES for name in NAMES] + [
     ("mamba2-q8", "bf16"), ("granite-q8", "bf16"), ("mamba-q8", "q4_0"), ("gdn-q8", "q4_0"),
-    ("mamba-q8", "q4_k_m"), ("mamba2-q8", "q4_k_m"), ("gdn-q8", "q4_k_m"),
+    ("mamba-q8", "q4_k_m"), ("mamba2-q8", "q4_k_m"), ("gdn-q8", "q4_k_m"), ("kda-pure", "f32"),
+    *((name, "q8_0") for name in tiny.VARIANTS if name.endswith("-q8") and name not in NAMES),
 ]  # fmt: skip
 LENGTH = 200
 #: Two chunks of 512 rows, and a rest.
@@ -48,7 +49,7 @@ def bits(array: np.ndarray) -> bytes:
 def memory(state: State) -> bytes:
     """All that a state remembers: its block, and the KV rows of the tokens that it has read."""
     caches = state.layout.caches
-    rows = [CacheView(state, ref).read(state.position) for ref in caches if state.pages]
+    rows = [CacheView(state, at.ref).read_raw(state.position) for at in caches if state.pages]
     return b"".join(bits(array) for array in (state.block, *rows))
 
 

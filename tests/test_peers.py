@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gguf
+import hybridfiles
 import numpy as np
 import pytest
 
@@ -23,6 +24,9 @@ SMALL = {
     "mamba": modelfiles.mamba(64, 2, 48, 300),
     "mamba2": modelfiles.mamba2(64, 2, 16, 4, 300),
     "gdn": modelfiles.gated_deltanet(256, 2, 2, 256, 300),
+    "qwen": hybridfiles.qwen35(256, 4, 2, 1, 16, 256, vocabulary=300),
+    "qwen-moe": hybridfiles.qwen35(256, 4, 2, 1, 16, 256, 16, vocabulary=300),
+    "granite": hybridfiles.granite(768, [False, True], 24, 512, vocabulary=300),
 }
 
 

@@ -205,8 +205,6 @@ MAMBA_SSM = {"d_model": 40, "n_layer": 2, "vocab_size": 61}
     [
         ({"ssm_cfg": {"layer": "Mamba3"}}, r"ssm_cfg\.layer is 'Mamba3'; .*Mamba1 or Mamba2"),
         ({"rms_norm": False}, "rms_norm is False; keelback runs models with it"),
-        ({"attn_layer_idx": [3]}, r"attn_layer_idx is \[3\]; keelback runs models without it"),
-        ({"d_intermediate": 64}, "d_intermediate is 64"),
         ({"ssm_cfg": {"layer": "Mamba2", "rmsnorm": False}}, r"ssm_cfg\.rmsnorm is False"),
         ({"ssm_cfg": {"layer": "Mamba2", "norm_before_gate": True}}, "norm_before_gate"),
         ({"ssm_cfg": {"layer": "Mamba2", "D_has_hdim": True}}, "D_has_hdim"),

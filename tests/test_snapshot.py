@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -267,17 +268,19 @@ def claimed(**tensors: tuple[str, list[int], int]) -> dict:
 def test_what_a_file_claims_is_checked_before_memory_is_taken(tmp_path: Path, tiny_model):
     model, path = tiny_model("granite-dense", "f32", "numpy"), tmp_path / "hostile"
     cache = model.layout.caches[0]
-    rows = (64 << 30) // (cache.width * 4)
+    rows = (256 << 30) // (cache.ref.heads * cache.row_bytes)
 
     def metadata(position: int) -> dict:
-        facts = json.dumps({"model": model.fingerprint, "position": position})
-        return {"__metadata__": {"format": "keelback-snapshot", "version": "1", "facts": facts}}
+        types = {"k": "f32", "v": "f32"}
+        facts = json.dumps({"model": model.fingerprint, "position": position, "cache_types": types})
+        return {"__metadata__": {"format": "keelback-snapshot", "version": "2", "facts": facts}}
 
     whole = {
         f"state.{ref.name}": ("F32", list(ref.shape), ref.size * 4) for ref in model.layout.states
     }
-    whole |= {f"cache.{ref.name}": ("F32", [rows, ref.width], rows * ref.width * 4)
-              for ref in model.layout.caches}  # fmt: skip
+    for at in model.layout.caches:
+        shape = [rows, at.ref.heads, at.row_bytes]
+        whole[f"cache.{at.ref.name}"] = ("U8", shape, math.prod(shape))
     whole["recent"] = ("I64", [0], 0)
     size = sum(nbytes for _, _, nbytes in whole.values())
     many = {f"n{i}": ("F32", [0], 0) for i in range(100_000)}
@@ -287,7 +290,7 @@ def test_what_a_file_claims_is_checked_before_memory_is_taken(tmp_path: Path, ti
         (dict(header={}, length=17 << 20), "header is too large"),
         (dict(header={"x": []}), "cannot be read as a snapshot"),
         (dict(header=claimed(x=("F32", [1 << 58], 1 << 60))), "cannot be read as a snapshot"),
-        (dict(header=metadata(1 << 47) | claimed(**whole), size=size), "a tensor is F32"),
+        (dict(header=metadata(1 << 47) | claimed(**whole), size=size), "a tensor is U8"),
         (dict(header=metadata(rows) | claimed(**whole), size=size), "than fits into memory"),
         (dict(header=metadata(0) | claimed(**many)), "lacks the tensor"),
         (dict(header=metadata(rows) | claimed(**recent), size=size + (8 << 33)), "a tensor is I64"),

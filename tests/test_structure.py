@@ -106,6 +106,8 @@ def test_engine_and_kernels_know_no_architecture_by_name():
         f"{path.relative_to(ROOT)}:{node.lineno} {node.value}"
         for path in FILES
         if path.relative_to(ROOT).parts[0] in ("engine", "kernels")
+        # Whose names are those of vocabularies, which are called after models.
+        and path.name != "pretokenizers.py"
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Constant) and node.value in models.architectures()
     ]

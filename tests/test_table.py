@@ -25,7 +25,7 @@ from keelback.engine.lowering import Program, lower
 from keelback.engine.model import Model
 from keelback.engine.objects import addresses
 from keelback.engine.passes import quantize_activations
-from keelback.engine.state import PAGE_ROWS, State
+from keelback.engine.state import PAGE_ROWS, CacheView, Layout, State
 from keelback.engine.threads import CancelFlag
 from keelback.engine.weights import WeightStore
 from keelback.kernels import table
@@ -83,7 +83,8 @@ def hybrid() -> tuple[Graph, Tensors]:
         routes = g.route(g.linear(x, *w.router(f"{i}.router"), width=EXPERTS), used=USED)
         sizes = {"width": WIDTH, "used": USED, "experts": EXPERTS}
         up = g.expert_linear(x, routes, w.experts(f"{i}.up"), **sizes)
-        h = g.add(h, g.expert_sum(g.silu(up), routes, w.experts(f"{i}.down"), **sizes))
+        down = g.expert_linear(g.silu(up), routes, w.experts(f"{i}.down"), parts=USED, **sizes)
+        h = g.add(h, g.expert_sum(down, routes, used=USED))
     h = g.rms_norm(g.select(h), w.add("norm", ones), eps=1e-5)
     g.finish(g.linear(h, w.matrix("head", VOCABULARY, WIDTH), width=VOCABULARY))
     return g, w
@@ -111,8 +112,8 @@ def at_once(machine: Machine) -> list[tuple[np.ndarray, State]]:
 
 def cached(state: State) -> np.ndarray:
     """The KV rows a state has read, (caches, position, WIDTH)."""
-    pages = np.stack(state.pages).reshape(len(state.pages), 2 * LAYERS, PAGE_ROWS, WIDTH)
-    return pages.swapaxes(0, 1).reshape(2 * LAYERS, -1, WIDTH)[:, : state.position]
+    refs = (place.ref for place in state.layout.caches)
+    return np.stack([CacheView(state, ref).read(state.position) for ref in refs])
 
 
 def test_paged_attention_and_experts_agree_with_their_definitions(at_once):
@@ -194,7 +195,11 @@ def test_scores_that_are_no_numbers_name_experts_that_exist():
 
 def waits(graph: Graph, tensors: Tensors) -> list[int]:
     """The WAIT flags of all ops but the last, the `select` that graphs end in."""
-    return lower(graph, WeightStore(tensors, no_notice), 4).records[:-1, table.WAIT].tolist()
+    return (
+        lower(graph, WeightStore(tensors, no_notice), Layout.of(graph), 4)
+        .records[:-1, table.WAIT]
+        .tolist()
+    )
 
 
 def inputs(*widths: int) -> tuple[Graph, Tensors, list[Value]]:
@@ -245,12 +250,20 @@ def test_ops_that_share_a_state_wait_for_each_other_and_others_do_not():
 def test_ops_that_share_columns_of_the_pages_wait_for_each_other_and_others_do_not():
     for shared in (False, True):
         g, tensors, (x,) = inputs(16)
-        caches = [g.cache(f"{i}", 16) for i in range(4)]
-        kept = []
-        for pair in (caches[:2], caches[:2] if shared else caches[2:]):
-            kept.append(g.attention(x, *pair, heads=2, key_heads=2, scale=1.0))
-        g.finish(g.select(g.add(*kept)))
-        assert waits(g, tensors) == [0, 1, int(shared), 1]
+        caches = [g.cache(f"{i}", "k", 2, 8) for i in range(2)]
+        for cache in (caches[0], caches[0 if shared else 1]):
+            g.store(x, cache)
+        g.finish(g.select(x))
+        assert waits(g, tensors) == [0, 1, int(shared)]
+
+
+def test_two_ops_whose_threads_share_rows_wait_for_each_other():
+    g, tensors, (x,) = inputs(16)
+    caches = [g.cache(f"{i}", "k", 2, 8) for i in range(4)]
+    sizes = {"heads": 2, "key_heads": 2, "scale": 1.0}
+    kept = [g.attention(x, *caches[i : i + 2], **sizes) for i in (0, 2)]
+    g.finish(g.select(g.add(*kept)))
+    assert waits(g, tensors) == [0, 1, 1, 1]
 
 
 # ---- an account of every float
@@ -265,7 +278,7 @@ def _floats(value: Any, fields: np.ndarray) -> Floats:
     if isinstance(value, StateRef):
         return {(base, offset // 4 + i) for i in range(value.size)}
     if isinstance(value, CacheRef):
-        return {(base, offset // 4 + i) for i in range(PAGE_ROWS * width)}
+        return {(base, offset // 4 + i) for i in range(PAGE_ROWS * value.heads * step // 4)}
     if not isinstance(value, Value):
         return set()
     assert width == value.width and offset % 4 == step % 4 == 0
@@ -288,7 +301,7 @@ def _touched(node: Node, record: np.ndarray) -> tuple[Floats, Floats]:
 
 def check_program(graph: Graph, store: WeightStore) -> Program:
     """Ops that no barrier parts never meet, and no value is overwritten before it is read."""
-    program = lower(graph, store, MAX_ROWS)
+    program = lower(graph, store, Layout.of(graph), MAX_ROWS)
     nodes = quantize_activations(graph, store.block_of)
     assert len(nodes) == len(program.records)
     read: Floats = set()

@@ -23,6 +23,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence
 from keelback.convert import config as convert_config
 from keelback.convert.tokenizer import read_tokenizer
 from keelback.convert.tokenizer_settings import Settings
+from keelback.engine import byte_level
 from keelback.engine import tokenizer as engine_tokenizer
 from keelback.engine.tokenizer import Tokenizer
 from keelback.kernels.errors import InvalidFile, InvalidInput, KeelbackError, UnsupportedModel
@@ -166,8 +167,10 @@ def test_damaged_model_files(data: bytes, what: str) -> None:
             spm.parse(bytes(mutated), HERE)
 
 
+@pytest.mark.parametrize("parts", [0, 1 << 40])
 @pytest.mark.parametrize("name", SPELLINGS)
-def test_byte_level_is_rebuilt(name: str, tmp_path: Path) -> None:
+def test_byte_level_is_rebuilt(name: str, parts: int, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(byte_level, "_FEW_PARTS", parts)  # the whole vocabulary, or what is needed
     original = make(name)
     pairs = read_tokenizer(save(tmp_path, original), 410)
     assert pairs["tokenizer.ggml.pre"] == name
@@ -323,6 +326,24 @@ def test_small_metadata() -> None:
             load(**spoilt, scores=np.zeros(6))
     with pytest.warns(UserWarning, match="does not name its pre-tokenizer"):
         assert load(pre=None).encode("ab") == [2]
+
+
+@pytest.mark.parametrize("parts", [0, 1 << 40])
+@pytest.mark.parametrize("ignores", [False, True])
+def test_special_tokens_that_merges_name_are_reached_by_plain_text(monkeypatch, parts, ignores):
+    monkeypatch.setattr(byte_level, "_FEW_PARTS", parts)
+    tokens, types = ["a", "b", "ab", "abb", "c"], np.array([1, 1, 3, 3, 3], np.int32)
+    ours = load(tokens=tokens, token_type=types, merges=["a b"], ignore_merges=ignores)
+    assert ours.encode("abb cab", parse_special=False) == [2, 1, 2]
+
+
+def test_a_short_text_reads_but_a_part_of_the_vocabulary(monkeypatch) -> None:
+    whole = property(lambda self: pytest.fail("read whole"))
+    monkeypatch.setattr(byte_level._Vocabulary, "whole", whole)
+    ours = load()
+    assert ours.encode("ab b") == [2, 1]
+    with pytest.raises(pytest.fail.Exception, match="read whole"):
+        ours.encode("ab " * byte_level._FEW_PARTS)
 
 
 def test_ordinary_pieces_are_no_ends() -> None:

@@ -5,9 +5,13 @@ needs no function of the C library: the files are the same bytes on every machin
 in golden/ (made once by make_golden.py) stay valid.
 """
 
+from __future__ import annotations
+
 import json
 import math
+import runpy
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,33 @@ class Variant:
     gain: dict[str, float] = field(default_factory=dict)
     # Rows and columns of the blocks in which the projections of layers were float8 once.
     float8: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a file of families/ says of a model_type, in `FAMILIES`, a list of these.
+
+    defaults   its config.json, of which a variant replaces some values
+    shapes     config -> names and shapes of the tensors on disk
+    variants   (name, hidden_size, vocab_size, what is replaced: also fields of Variant)
+    in_memory  tensors on disk -> the same as the reference names and arranges them in memory
+    llamacpp   variants that llama.cpp runs with the same logits, from our file and from its own
+    misread    variants that it runs from our file alone: its converter makes other models of them
+    said       variants of which the converter says that only keelback runs them
+    intervals  ends of names -> what tensors are drawn from, where it is not what others are
+    as_written whether llama.cpp's converter has to read config.json without transformers
+    """
+
+    model_type: str
+    defaults: dict[str, Any]
+    shapes: Callable[[dict[str, Any]], Iterator[tuple[str, tuple[int, ...]]]]
+    variants: list[tuple[str, int, int, dict[str, Any]]]
+    in_memory: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda tensors: tensors
+    llamacpp: tuple[str, ...] = ()
+    misread: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    intervals: tuple[tuple[tuple[str, ...], float, float], ...] = ()
+    as_written: bool = False
 
 
 _COMMON: dict[str, Any] = {
@@ -134,6 +165,8 @@ _DEFAULTS = {
 }
 
 VARIANTS: dict[str, Variant] = {}
+#: Families with a file of their own, by model_type.
+FAMILIES: dict[str, Family] = {}
 _OF_VARIANT = ("dtype", "shards", "gain", "float8")
 
 
@@ -213,6 +246,13 @@ _add("gated_deltanet", "gdn-bf16", 40, 67, num_heads=4, head_dim=10, expand_v=1,
 
 _add("gated_deltanet", "gdn-noconv", 40, 61, num_heads=2, head_dim=12, num_v_heads=4,
      use_short_conv=False)
+# The window is in one layer of attention and not in the other.
+_add("gated_deltanet", "gdn-attn", 40, 61, num_heads=2, head_dim=12, num_hidden_layers=3,
+     attn={"layers": [1], "num_heads": 4, "num_kv_heads": 2, "window_size": 7, "qkv_bias": True})
+_add("gated_deltanet", "gdn-attns", 48, 67, num_heads=2, head_dim=12, num_v_heads=4, expand_v=1,
+     num_hidden_layers=4, tie_word_embeddings=True,
+     attn=[{"layers": [0], "num_heads": 6, "num_kv_heads": 3, "rope_theta": 300.0},
+           {"layers": [2], "num_heads": 4, "window_size": 12, "rope_theta": 300.0}])
 _add("gated_deltanet", "gdn-float8", 40, 61, num_heads=2, head_dim=12, float8=(4096, 4096))
 
 _add("granitemoehybrid", "granite-dense", 40, 61, num_attention_heads=5, num_key_value_heads=1,
@@ -229,6 +269,8 @@ _add("granitemoehybrid", "granite-q8", 96, 97, num_attention_heads=6, num_key_va
      mamba_n_heads=12, mamba_d_head=16, mamba_n_groups=2, num_local_experts=5,
      num_experts_per_tok=2, intermediate_size=64, shared_intermediate_size=96,
      position_embedding_type="rope", gain={"router": 3})
+_add("granitemoehybrid", "granite-q8-32", 96, 97, num_attention_heads=3, num_key_value_heads=1,
+     mamba_n_heads=12, mamba_d_head=16, intermediate_size=96, shared_intermediate_size=96)
 _add("bamba", "bamba-grouped", 48, 67, num_attention_heads=4, num_key_value_heads=2,
      mamba_n_heads=8, mamba_d_head=12, mamba_n_groups=2, intermediate_size=76, attn_rotary_emb=6)
 _add("bamba", "bamba-bias", 48, 53, num_attention_heads=3, num_key_value_heads=3,
@@ -236,6 +278,16 @@ _add("bamba", "bamba-bias", 48, 53, num_attention_heads=3, num_key_value_heads=3
      mamba_proj_bias=True, attention_bias=True, mlp_bias=True, rope_theta=300.0,
      tie_word_embeddings=True)
 # fmt: on
+
+
+def _add_families() -> None:
+    for file in sorted((Path(__file__).parent / "families").glob("*.py")):
+        for family in runpy.run_path(str(file))["FAMILIES"]:
+            FAMILIES[family.model_type] = family
+            _DEFAULTS[family.model_type] = _COMMON | family.defaults
+            SHAPES[family.model_type] = family.shapes
+            for name, hidden, vocab, over in family.variants:
+                _add(family.model_type, name, hidden, vocab, **over)
 
 
 # End of a tensor name -> the interval it is drawn from; other tensors are matrices.
@@ -250,15 +302,19 @@ _INTERVALS = (
 )
 # What a layer adds stays near the size of the embeddings: rounding is then not amplified from
 # layer to layer, and the stream remains small enough for a wrong norm eps to show.
-_BRANCH_ENDS = ("out_proj.weight", "o_proj.weight", "down_proj.weight", "output_linear.weight")
+_BRANCH_ENDS = (
+    "out_proj.weight", "o_proj.weight", "down_proj.weight", "output_linear.weight", "w2.weight",
+    ".dense.weight",
+)  # fmt: skip
 _BRANCH_GAIN = 0.25
 
 
-def _draw(variant: Variant, name: str, shape: tuple[int, ...]) -> np.ndarray:
+def draw(variant: Variant, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One tensor in float32, from a stream of its own so that it never depends on the others."""
     rng = np.random.RandomState(zlib.crc32(f"{variant.name}/{name}".encode()))
     low, high = -math.sqrt(3 / shape[-1]), math.sqrt(3 / shape[-1])  # variance 1 / fan_in
-    for ends, *interval in _INTERVALS:
+    family = FAMILIES.get(variant.model_type)
+    for ends, *interval in (*(family.intervals if family else ()), *_INTERVALS):
         if name.endswith(ends):
             low, high = interval
             break
@@ -280,7 +336,7 @@ def _tensors(variant: Variant) -> dict[str, np.ndarray]:
     shapes = dict(SHAPES[variant.model_type](variant.config))
     if not variant.config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (variant.config["vocab_size"], variant.config["hidden_size"])
-    tensors = {name: _draw(variant, name, shape) for name, shape in shapes.items()}
+    tensors = {name: draw(variant, name, shape) for name, shape in shapes.items()}
     if variant.float8:
         for name, shape in shapes.items():
             if is_float8(name, shape):
@@ -324,3 +380,6 @@ def write_checkpoint(name: str, folder: Path) -> Path:
         form = tiny_files.SAFETENSORS
         tiny_files.write_shards(folder, stored(name), form, variant.shards)
     return folder
+
+
+_add_families()

@@ -54,32 +54,47 @@ def _mamba2_shapes(c: dict[str, Any]) -> Shapes:
 
 
 def _gdn_shapes(c: dict[str, Any]) -> Shapes:
-    hidden, v_heads = c["hidden_size"], c["num_v_heads"] or c["num_heads"]
-    head_v = int(c["head_dim"] * c["expand_v"])
-    key, value = c["num_heads"] * c["head_dim"], v_heads * head_v
+    hidden = c["hidden_size"]
     # Without an intermediate_size the library rounds 2/3 of the ratio up to a multiple of 256.
     middle = c["intermediate_size"] or -(-int(hidden * c["hidden_ratio"] * 2 / 3) // 256) * 256
     yield "model.embeddings.weight", (c["vocab_size"], hidden)
     for i in range(c["num_hidden_layers"]):
         at = f"model.layers.{i}."
         yield at + "attn_norm.weight", (hidden,)
-        for part, rows in (("q", key), ("k", key), ("v", value)):
-            yield at + f"attn.{part}_proj.weight", (rows, hidden)
-            if c["use_short_conv"]:
-                yield at + f"attn.{part}_conv1d.weight", (rows, 1, c["conv_size"])
-        yield at + "attn.a_proj.weight", (v_heads, hidden)
-        yield at + "attn.b_proj.weight", (v_heads, hidden)
-        yield at + "attn.A_log", (v_heads,)
-        yield at + "attn.dt_bias", (v_heads,)
-        if c["use_gate"]:
-            yield at + "attn.g_proj.weight", (value, hidden)
-        yield at + "attn.o_norm.weight", (head_v,)
-        yield at + "attn.o_proj.weight", (hidden, value)
+        yield from _gdn_mixer_shapes(c, i, at + "attn.")
         yield at + "mlp_norm.weight", (hidden,)
         yield at + "mlp.gate_proj.weight", (middle, hidden)
         yield at + "mlp.up_proj.weight", (middle, hidden)
         yield at + "mlp.down_proj.weight", (hidden, middle)
     yield "model.norm.weight", (hidden,)
+
+
+def _gdn_mixer_shapes(c: dict[str, Any], i: int, at: str) -> Shapes:
+    """Gated DeltaNet, or attention in the layers that `attn` names."""
+    hidden, v_heads = c["hidden_size"], c["num_v_heads"] or c["num_heads"]
+    head_v = int(c["head_dim"] * c["expand_v"])
+    key, value = c["num_heads"] * c["head_dim"], v_heads * head_v
+    given = c["attn"] if isinstance(c["attn"], list) else [c["attn"] or {"layers": []}]
+    for attn in given:
+        if i in attn["layers"]:
+            shared = hidden // attn["num_heads"] * attn.get("num_kv_heads", attn["num_heads"])
+            for part, rows in (("q", hidden), ("k", shared), ("v", shared), ("o", hidden)):
+                yield at + f"{part}_proj.weight", (rows, hidden)
+                if attn.get("qkv_bias") and part != "o":
+                    yield at + f"{part}_proj.bias", (rows,)
+            return
+    for part, rows in (("q", key), ("k", key), ("v", value)):
+        yield at + f"{part}_proj.weight", (rows, hidden)
+        if c["use_short_conv"]:
+            yield at + f"{part}_conv1d.weight", (rows, 1, c["conv_size"])
+    yield at + "a_proj.weight", (v_heads, hidden)
+    yield at + "b_proj.weight", (v_heads, hidden)
+    yield at + "A_log", (v_heads,)
+    yield at + "dt_bias", (v_heads,)
+    if c["use_gate"]:
+        yield at + "g_proj.weight", (value, hidden)
+    yield at + "o_norm.weight", (head_v,)
+    yield at + "o_proj.weight", (hidden, value)
 
 
 def _hybrid_mixer_shapes(c: dict[str, Any], i: int) -> Shapes:

@@ -27,10 +27,13 @@ class Unable(Exception):
 class Engine:
     """A process of `players.py`."""
 
-    def __init__(self, name: str, model: str | Path, threads: int, python: str = "") -> None:
+    def __init__(
+        self, name: str, model: str | Path, threads: int, python: str = "", context: int = 4096
+    ) -> None:
         self.name = name
+        program = [python or sys.executable, str(PLAYERS)]
         self._process = subprocess.Popen(
-            [python or sys.executable, str(PLAYERS), name, str(model), str(threads)],
+            [*program, name, str(model), str(threads), str(context)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -79,6 +82,7 @@ def engines(
     threads: int,
     pythons: dict[str, str],
     checkpoint: str | None = None,
+    context: int = 4096,
 ) -> Iterator[tuple[list[Engine], list[str]]]:
     """The engines that can run a model, and sentences about those that cannot.
 
@@ -90,7 +94,7 @@ def engines(
         running, remarks = [], []
         for name, path in wanted:
             try:
-                engine = Engine(name, path, threads, pythons.get(name, ""))
+                engine = Engine(name, path, threads, pythons.get(name, ""), context)
             except Unable as error:
                 remarks.append(str(error))
                 continue

@@ -106,7 +106,10 @@ def _backend(file: GGUF, threads: int) -> tuple[CpuBackend, Layout]:
     x = graph.embedding(weights["embedding"], width=WIDTH)
     y = graph.linear(x, weights["matrix"], width=WEIGHTS // WIDTH)
     graph.finish(graph.linear(graph.select(y), weights["sum"], width=1))
-    return CpuBackend(graph, WeightStore(file, print), threads, print), Layout.of(graph)
+    layout = Layout.of(graph)
+    backend = CpuBackend(graph, WeightStore(file, print), layout, threads, print)
+    backend.load()
+    return backend, layout
 
 
 def _line(row: dict[str, Any]) -> str:

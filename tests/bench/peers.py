@@ -1,6 +1,6 @@
 """keelback beside its peers: the same file, the same threads, turn by turn.
 
-    python tests/bench/peers.py [speed|formats|start|memory|depth|busy|help|all] [options]
+    python tests/bench/peers.py [speed|formats|start|memory|depth|long|busy|help|all] [options]
 
 `speed` (the default) alternates bursts of prefill and decode between keelback and every peer that
 is installed, and probes the memory's read bandwidth beside them; compare the ratios and the shares
@@ -24,7 +24,7 @@ from typing import Any
 import formats
 import processes
 from driver import Engine, engines, installed_peers
-from modelfiles import MODELS, TYPES, model_file
+from modelfiles import MODELS, TYPES, model_file, models
 
 #: Tokens decoded at once: few, so that both engines meet the same phase of the machine.
 BURST = 32
@@ -49,8 +49,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("what", nargs="?", default="speed", choices=[*MEASUREMENTS, "all"])
     listed: dict[str, Any] = {"type": lambda text: [part for part in text.split(",") if part]}
-    models = f"of {', '.join(MODELS)}; or GGUF files"
-    parser.add_argument("--models", default=list(MODELS), help=models, **listed)
+    names = f"of {', '.join(models())}; or GGUF files"
+    parser.add_argument("--models", default=list(MODELS), help=names, **listed)
     parser.add_argument("--types", default=["q8_0"], help=f"of {', '.join(TYPES)}", **listed)
     parser.add_argument("--threads", default=["1", "2"], **listed)
     parser.add_argument("--prompt", type=int, default=512, help="tokens of a prefill")
@@ -93,7 +93,7 @@ def _processor() -> str:
 def files(options: argparse.Namespace) -> Iterator[tuple[str, str, Path]]:
     """(model, type, file) of everything that was asked for."""
     for model in options.models:
-        if model not in MODELS:
+        if model not in models():
             yield Path(model).stem, "", Path(model)
             continue
         for kind in options.types:
@@ -196,6 +196,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "start": lambda options: processes.start(options, files(options)),
     "memory": lambda options: processes.memory(options, files(options)),
     "depth": lambda options: processes.depth(options, files(options)),
+    "long": lambda options: processes.long(options, files(options)),
     "busy": lambda options: processes.busy(options, files(options)),
     "help": processes.help_page,
 }

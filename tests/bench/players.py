@@ -1,9 +1,10 @@
 """One engine with one model in a process of its own: commands come in and times go out, as JSON.
 
-    python players.py ENGINE MODEL THREADS
+    python players.py ENGINE MODEL THREADS [TOKENS]
 
-Engines: keelback, llama_cpp, ik_llama_cpp, llama-bench, transformers, and `probe`, which reads
-memory. Between commands a process waits for its input and leaves the processors alone.
+TOKENS are what a peer's context has to hold. Engines: keelback, llama_cpp, ik_llama_cpp,
+llama-bench, transformers, and `probe`, which reads memory. Between commands a process waits for its
+input and leaves the processors alone.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ def tokens(count: int, vocabulary: int, first: int = 0) -> list[int]:
 class Keelback:
     """States are kept by name, so that one that is deep in a text is reached once."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, context: int) -> None:
         from keelback.engine.bandwidth import moved_bytes
         from keelback.engine.model import Model
 
         self.model = Model(path, threads)
         self.vocabulary = self.model.vocabulary
-        self.facts = {"moved_bytes": moved_bytes(self.model)}
+        per_token = self.model.layout.bytes_per_token
+        self.facts = {"moved_bytes": moved_bytes(self.model), "bytes_per_token": per_token}
         self.states = {"fresh": self.model.new_state()}
         self.state = self.states["fresh"].clone()
 
@@ -52,7 +54,7 @@ class Keelback:
 class Llama:
     """llama.cpp and its forks through the C functions that their Python packages declare."""
 
-    def __init__(self, path: str, threads: int, package: str = "llama_cpp") -> None:
+    def __init__(self, path: str, threads: int, context: int, package: str = "llama_cpp") -> None:
         name = "ik_llama_cpp._ctypes_api" if package == "ik_llama_cpp" else package
         self.api: Any = importlib.import_module(name)
         self._quiet()
@@ -63,7 +65,7 @@ class Llama:
         if not self._model:
             raise RuntimeError(f"{package} cannot load {Path(path).name}")
         params = self.api.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = 4096, ROWS, ROWS
+        params.n_ctx, params.n_batch, params.n_ubatch = context, ROWS, ROWS
         params.n_threads = params.n_threads_batch = threads
         if hasattr(params, "n_seq_max"):
             params.n_seq_max = 1
@@ -106,7 +108,7 @@ class Llama:
 class Transformers:
     """A checkpoint folder in bfloat16."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, context: int) -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -131,7 +133,7 @@ class Transformers:
 class LlamaBench:
     """llama.cpp's own program, started for every measurement."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, context: int) -> None:
         self.vocabulary, self.facts = 100, dict[str, int]()
         self._command = ["llama-bench", "-m", path, "-t", str(threads), "-r", "1", "-o", "json"]
         self.seconds("decode", 1)
@@ -149,7 +151,7 @@ class LlamaBench:
 class Probe:
     """Memory read bandwidth with the engine's number of threads."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(self, path: str, threads: int, context: int) -> None:
         from keelback.engine.bandwidth import Probe as Reader
 
         self._reader, self._threads = Reader(lambda text: None), threads
@@ -200,7 +202,7 @@ def answer(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
 ENGINES: dict[str, Any] = {
     "keelback": Keelback,
     "llama_cpp": Llama,
-    "ik_llama_cpp": lambda path, threads: Llama(path, threads, "ik_llama_cpp"),
+    "ik_llama_cpp": lambda *arguments: Llama(*arguments, "ik_llama_cpp"),
     "llama-bench": LlamaBench,
     "transformers": Transformers,
     "probe": Probe,
@@ -208,13 +210,13 @@ ENGINES: dict[str, Any] = {
 
 
 def main() -> None:
-    name, path, threads = sys.argv[1:]
+    name, path, threads, context = [*sys.argv[1:], "4096"][:4]
     # What libraries print must not get between the answers.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     began = time.perf_counter()
     try:
-        engine = ENGINES[name](path, int(threads))
+        engine = ENGINES[name](path, int(threads), int(context))
     except Exception as error:
         replies.write(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
         return

@@ -134,6 +134,38 @@ def depth(options: argparse.Namespace, files: Files) -> list[dict[str, Any]]:
     return rows
 
 
+def long(options: argparse.Namespace, files: Files) -> list[dict[str, Any]]:
+    """Decode behind a long text, turn by turn with every peer, and what the text has taken."""
+    rows = []
+    room = options.depth + options.repeat * BURST + 64
+    for model, kind, path in files:
+        names = ["keelback", *options.peers]
+        threads = int(options.threads[-1])
+        with engines(names, path, threads, options.pythons, None, room) as (running, _):
+            before = [engine.do("peak")["bytes"] for engine in running]
+            read = [engine.prefill(options.depth) for engine in running]
+            taken = [
+                engine.do("peak")["bytes"] - first
+                for engine, first in zip(running, before, strict=True)
+            ]
+            seconds = [[engine.decode(BURST) for engine in running] for _ in range(options.repeat)]
+            for i, engine in enumerate(running):
+                speed = BURST / median(turn[i] for turn in seconds)
+                ratio = median(turn[i] / turn[0] for turn in seconds)
+                rows.append(
+                    {"model": model, "type": kind, "engine": engine.name, "depth": options.depth,
+                     "tokens_per_second": speed, "ratio": ratio, "read_seconds": read[i],
+                     "taken_bytes": taken[i],
+                     "bytes_per_token": engine.facts.get("bytes_per_token")}
+                )  # fmt: skip
+                options.say(
+                    f"{model:12} {kind:7} {engine.name:12} at {options.depth}: {speed:6.1f} "
+                    f"tokens/s, ratio {ratio:.2f}, read in {read[i]:.0f} s, "
+                    f"{taken[i] / 1e6:.0f} MB more"
+                )
+    return rows
+
+
 def _burst_from(engine: Engine, state: str) -> float:
     engine.do("start", state=state)
     engine.decode(2)

@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 
 import mutate
+from keelback.models import architectures
 
 _KINDS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -167,16 +168,7 @@ def _string(raw: bytes) -> bytes:
 
 
 def _text(random: Random) -> bytes:
-    known = (
-        "mamba",
-        "mamba2",
-        "granitehybrid",
-        "gated-deltanet",
-        "llama",
-        "gpt2",
-        "gpt-2",
-        "no_vocab",
-    )
+    known = (*architectures(), "llama", "gpt2", "gpt-2", "no_vocab", "yarn", "linear")
     if random.random() < 0.4:
         return random.choice(known).encode()
     return random.choice((mutate.text(random).encode("utf-8", "surrogatepass"), b"\xff\xfe"))

@@ -68,7 +68,10 @@ class GgufFiles:
 
     SEEDS = (
         ("mamba-q8", "q8_0"), ("mamba-untied", "f32"), ("mamba2-g2", "f32"), ("gdn-gate", "f16"),
-        ("granite-moe", "f32"), ("bamba-grouped", "bf16"),
+        ("granite-moe", "f32"), ("bamba-grouped", "bf16"), ("qwen35-q8", "q8_0"),
+        ("qwen35moe-fused", "f32"), ("next-moe", "f32"), ("nemotron-latent", "f32"),
+        ("falcon-h1-norm", "f32"), ("jamba-moe", "f32"), ("kimi-hub", "f32"), ("ling-hub", "f32"),
+        ("lfm2moe-bias", "f32"), ("olmo-rope", "f32"), ("gdn-attn", "f32"), ("kda-pure", "f32"),
     )  # fmt: skip
 
     def __init__(self, folder: Path) -> None:
@@ -93,7 +96,7 @@ class GgufFiles:
         describe(str(path))
         plan(str(path), 1, None)
         model = Model(path, backend=backend, threads=1, notice=quiet)
-        model.forward([0])
+        model.forward([0, 0])
         if model.tokenizer.kind != "none":
             model.tokenizer.encode(TEXT)
 
@@ -120,7 +123,7 @@ class States:
 
     def __init__(self, folder: Path) -> None:
         self.models, self.seeds = [], []
-        for name in ("mamba2-g2", "granite-dense"):
+        for name in ("mamba2-g2", "granite-dense", "kimi-hub"):
             model = Model(tiny_gguf(folder, name, "f32"), backend="numpy", notice=quiet)
             session = Session(model, seed=1, stop=["é" * 9, "x"], logit_bias={3: 1.5})
             session.feed([1, 2, 3, 4, 5])

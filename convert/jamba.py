@@ -1,0 +1,142 @@
+"""Hugging Face `jamba` to GGUF `jamba`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..kernels.errors import InvalidFile
+from .checkpoint import Checkpoint
+from .config import Config
+from .experts import NAMES, add_experts
+from .layers import add_attention, add_linear, add_mlp, add_norm, head_counts, head_width
+from .mamba import add_ends, add_mixer
+from .plan import Plan
+
+MODEL_TYPES = ("jamba",)
+
+
+def plan(checkpoint: Checkpoint) -> Plan:
+    """Names, shapes and transforms of every tensor; see the GGUF conventions of `jamba`."""
+    config = checkpoint.config
+    config.one_of("hidden_act", "silu", "silu", "swish")
+    d_model, layers = config.count("hidden_size"), config.count("num_hidden_layers")
+    keys = {
+        "context_length": config.count("max_position_embeddings", 262144),
+        "embedding_length": d_model,
+        "block_count": layers,
+        "feed_forward_length": config.count("intermediate_size"),
+        "attention.layer_norm_rms_epsilon": config.number("rms_norm_eps", 1e-6),
+        **_attention_keys(config, d_model),
+        **_mixer_keys(config, d_model),
+        **_expert_keys(config),
+    }
+    result = Plan("jamba", keys)
+    if keys["ssm.inner_size"] != 2 * d_model:
+        result.remark(
+            f"for keelback only: the inner size {keys['ssm.inner_size']} is not twice the hidden "
+            f"size {d_model}"
+        )
+    add_ends(result, checkpoint, "model.embed_tokens.weight", "model.final_layernorm.weight")
+    # One expert needs no router.
+    chosen = _chosen(config, "expert", 2, 1) if keys["expert_count"] > 1 else []
+    for i in range(layers):
+        _add_norms(result, checkpoint, i)
+        attention = keys["attention.head_count_kv"][i]
+        (_add_attention if attention else _add_recurrence)(result, checkpoint, i)
+        (_add_experts if i in chosen else _add_mlp)(result, checkpoint, i)
+    return result
+
+
+def _chosen(config: Config, kind: str, period: int, offset: int) -> list[int]:
+    """Layers that are of a kind: one in every period. period, offset: of a silent config."""
+    period = config.count(f"{kind}_layer_period", period)
+    offset = config.get(f"{kind}_layer_offset", offset)
+    if type(offset) is not int or not 0 <= offset < period:
+        raise InvalidFile(
+            f"{config.path}: {kind}_layer_offset is {repr(offset)[:40]}, not a whole number below "
+            f"{kind}_layer_period, {period}"
+        )
+    return list(range(offset, config.count("num_hidden_layers"), period))
+
+
+def _attention_keys(config: Config, d_model: int) -> dict[str, Any]:
+    heads, key_heads = head_counts(config)
+    head_width(config, d_model, heads)
+    counts = [0] * config.count("num_hidden_layers")
+    for i in _chosen(config, "attn", 8, 4):
+        counts[i] = key_heads
+    return {"attention.head_count": heads, "attention.head_count_kv": counts}
+
+
+def _mixer_keys(config: Config, d_model: int) -> dict[str, Any]:
+    automatic = config.get("mamba_dt_rank", "auto") == "auto"
+    rank = math.ceil(d_model / 16) if automatic else config.count("mamba_dt_rank")
+    return {
+        "ssm.conv_kernel": config.count("mamba_d_conv", 4),
+        "ssm.inner_size": config.count("mamba_expand", 2) * d_model,
+        "ssm.state_size": config.count("mamba_d_state", 16),
+        "ssm.time_step_rank": rank,
+    }
+
+
+def _expert_keys(config: Config) -> dict[str, Any]:
+    experts, used = config.count("num_experts", 16), config.count("num_experts_per_tok", 2)
+    if 1 < experts < used:
+        raise InvalidFile(
+            f"{config.path}: num_experts_per_tok is {used}, and there are {experts} experts"
+        )
+    # llama.cpp loads no file that uses more experts than there are.
+    return {"expert_count": experts, "expert_used_count": min(used, experts)}
+
+
+def _add_norms(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    layer, blk, d_model = f"model.layers.{i}", f"blk.{i}", result.keys["embedding_length"]
+    add_norm(result, checkpoint, f"{layer}.input_layernorm", f"{blk}.attn_norm", d_model)
+    second = _found(checkpoint, f"{layer}.pre_ff_layernorm", f"{layer}.pre_moe_layernorm")
+    add_norm(result, checkpoint, second, f"{blk}.ffn_norm", d_model)
+
+
+def _add_recurrence(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    mixer, blk = f"model.layers.{i}.mamba", f"blk.{i}"
+    add_mixer(result, checkpoint, mixer, blk)
+    d_state, rank = result.keys["ssm.state_size"], result.keys["ssm.time_step_rank"]
+    for part, width in (("dt", rank), ("b", d_state), ("c", d_state)):
+        names = (f"{mixer}.{spelling}_layernorm" for spelling in (part, part.upper()))
+        add_norm(result, checkpoint, _found(checkpoint, *names), f"{blk}.ssm_{part}_norm", width)
+
+
+def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    keys, hf = result.keys, f"model.layers.{i}.self_attn"
+    d_model, heads = keys["embedding_length"], keys["attention.head_count"]
+    counts = heads, keys["attention.head_count_kv"][i]
+    add_attention(result, checkpoint, hf, f"blk.{i}", d_model, counts, d_model // heads)
+
+
+def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    places = [f"model.layers.{i}.{name}" for name in ("feed_forward", "moe")]
+    # Early releases call an MLP the first and only of a layer's experts.
+    places += [f"{place}.experts.0" for place in places]
+    mlp = _found(checkpoint, *(f"{place}.down_proj" for place in places)).rpartition(".")[0]
+    d_model, d_ff = result.keys["embedding_length"], result.keys["feed_forward_length"]
+    add_mlp(result, checkpoint, mlp, f"blk.{i}", d_ff, d_model, NAMES)
+
+
+def _add_experts(result: Plan, checkpoint: Checkpoint, i: int) -> None:
+    places = (f"model.layers.{i}.{name}" for name in ("feed_forward", "moe"))
+    router = _found(checkpoint, *(f"{place}.router" for place in places))
+    keys, experts = result.keys, f"{router.rpartition('.')[0]}.experts"
+    count, d_model, d_ff = (
+        keys[key] for key in ("expert_count", "embedding_length", "feed_forward_length")
+    )
+    add_linear(result, checkpoint, router, f"blk.{i}.ffn_gate_inp", count, d_model)
+    add_experts(result, checkpoint, f"blk.{i}", experts, count, d_ff, d_model)
+
+
+def _found(checkpoint: Checkpoint, *names: str) -> str:
+    """The first of the names that a matrix or a norm has; the first of all where none has one.
+
+    Early releases of the model have other names than transformers.
+    """
+    there = (name for name in names if checkpoint.find(f"{name}.weight") is not None)
+    return next(there, names[0])

@@ -1,0 +1,146 @@
+"""What layers of most architectures have: their kinds, projections, norms and MLPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from ..kernels.errors import InvalidFile, UnsupportedModel
+from .checkpoint import Checkpoint
+from .config import Config
+from .plan import Part, Plan
+from .rope import side_by_side
+
+#: How releases of transformers have called layers; the first name of each is keelback's.
+SPELLINGS = {
+    "full_attention": ("full_attention", "attention"),
+    "linear_attention": ("linear_attention", "mamba"),
+}
+
+
+def layer_types(
+    config: Config, spellings: Mapping[str, tuple[str, ...]] = SPELLINGS
+) -> list[str] | None:
+    """The kind of every layer, as `layer_types` names it; None where config has no such list.
+
+    Raises InvalidFile for a list of another length, UnsupportedModel for an unknown kind.
+    """
+    types, name = config.get("layer_types"), config.name("layer_types")
+    if types is None:
+        return None
+    if not isinstance(types, list):
+        raise InvalidFile(f"{config.path}: {name} is no list of layers")
+    # transformers 5 leaves the number out where it has such a list.
+    count = config.count("num_hidden_layers", len(types))
+    if len(types) != count:
+        raise InvalidFile(f"{config.path}: {name} does not name {count} layers")
+    known = {spelling: kind for kind, names in spellings.items() for spelling in names}
+    for kind in types:
+        if kind not in known:
+            raise UnsupportedModel(
+                f"{config.path}: {name} names {str(kind)[:40]!r}; keelback runs "
+                f"{' and '.join(names[-1] for names in spellings.values())}"
+            )
+    return [known[kind] for kind in types]
+
+
+def head_counts(config: Config) -> tuple[int, int]:
+    """Heads of queries and heads of keys, which those share evenly."""
+    heads = config.count("num_attention_heads", 32)
+    key_heads = config.count("num_key_value_heads", heads)
+    if heads % key_heads:
+        raise InvalidFile(
+            f"{config.path}: num_attention_heads is {heads}, which does not go with "
+            f"num_key_value_heads {key_heads}"
+        )
+    return heads, key_heads
+
+
+def head_width(config: Config, d_model: int, heads: int) -> int:
+    """Values of a head, in architectures that know only hidden_size / num_attention_heads."""
+    if d_model % heads or config.count("head_dim", d_model // heads) != d_model // heads:
+        raise UnsupportedModel(
+            f"{config.path}: head_dim is {config.get('head_dim')}, and this architecture knows "
+            f"only hidden_size / num_attention_heads, {d_model} / {heads}"
+        )
+    return d_model // heads
+
+
+def add_linear(
+    result: Plan,
+    checkpoint: Checkpoint,
+    hf: str,
+    gguf: str,
+    rows: int,
+    columns: int,
+    order: np.ndarray | None = None,
+) -> None:
+    """A matrix (rows, columns), and its bias where the checkpoint has one.
+
+    order: in which the checkpoint's rows are taken.
+    """
+    weight = checkpoint.require(f"{hf}.weight", rows, columns)
+    result.add(f"{gguf}.weight", (rows, columns), Part(weight, rows=order))
+    bias = checkpoint.find(f"{hf}.bias", rows)
+    if bias is not None:
+        result.add(f"{gguf}.bias", (rows,), Part(bias, columns=order))
+
+
+def add_norm(
+    result: Plan,
+    checkpoint: Checkpoint,
+    hf: str,
+    gguf: str,
+    width: int,
+    function: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
+    """The weight of a norm. function: `plus_one` where the checkpoint has it less one."""
+    weight = checkpoint.require(f"{hf}.weight", width)
+    result.add(f"{gguf}.weight", (width,), Part(weight, function=function))
+
+
+def plus_one(weight: np.ndarray) -> np.ndarray:
+    """Norms that are stored around zero: GGUF holds what is multiplied with."""
+    return weight + np.float32(1)
+
+
+def add_attention(
+    result: Plan,
+    checkpoint: Checkpoint,
+    hf: str,
+    blk: str,
+    d_model: int,
+    heads: tuple[int, int],
+    d_head: int,
+    paired: int = 0,
+) -> None:
+    """Projections of attention, whose names begin with `hf` in the checkpoint.
+
+    heads: of queries, and of keys. paired: how many values of every head of both have the rotary
+    pairs (i, i + paired / 2) laid side by side.
+    """
+    for name, count in zip("qkvo", (*heads, heads[1], heads[0]), strict=True):
+        shape = (d_model, count * d_head) if name == "o" else (count * d_head, d_model)
+        order = side_by_side(count, d_head, paired) if paired and name in "qk" else None
+        target = f"{blk}.attn_{'output' if name == 'o' else name}"
+        add_linear(result, checkpoint, f"{hf}.{name}_proj", target, *shape, order)
+
+
+def add_mlp(
+    result: Plan,
+    checkpoint: Checkpoint,
+    hf: str,
+    blk: str,
+    width: int,
+    d_model: int,
+    names: Mapping[str, str],
+    suffix: str = "",
+) -> None:
+    """An MLP of `width`: its matrices by what the checkpoint calls gate, up and down.
+
+    suffix: "_shexp" for one that stands beside experts.
+    """
+    for part, theirs in names.items():
+        shape = (d_model, width) if part == "down" else (width, d_model)
+        add_linear(result, checkpoint, f"{hf}.{theirs}", f"{blk}.ffn_{part}{suffix}", *shape)

@@ -1,0 +1,61 @@
+"""Floats rounded to halves, to the nearest, ties to even."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+
+from .intrinsics import LANES, emit_splat, f32x16, ints, lanes_of, pointer_to
+from .isa import isa
+from .jit import intrinsic
+
+_I16, _I32 = ir.IntType(16), ir.IntType(32)
+_F16, _F32 = ir.HalfType(), ir.FloatType()
+
+
+@intrinsic
+def store_halves(_typing, address, vector):
+    """Store 16 floats as halves."""
+
+    def emit(context, builder, signature, args):
+        halves = _narrow_f16(builder, args[1])
+        builder.store(halves, pointer_to(builder, args[0], halves.type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, f32x16), emit
+
+
+@intrinsic
+def store_half(_typing, address, value):
+    """Store a float as a half."""
+
+    def emit(context, builder, signature, args):
+        halves = _narrow_f16(builder, emit_splat(builder, args[1]))
+        first = builder.extract_element(halves, _I32(0))
+        builder.store(first, pointer_to(builder, args[0], first.type), align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), emit
+
+
+def _narrow_f16(builder, vector):
+    """Floats as halves; without the instruction for it, by moving their bits."""
+    if isa().f16c:
+        return builder.fptrunc(vector, lanes_of(_F16))
+    bits = builder.bitcast(vector, lanes_of(_I32))
+    sign = builder.and_(builder.lshr(bits, ints(16)), ints(0x8000))
+    magnitude = builder.and_(bits, ints(0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(magnitude, ints(13)), ints(1))
+    # Another bias of the exponent, and what rounds the bits that fall away.
+    rounded = builder.add(builder.add(magnitude, odd), ints(0xFFF - (112 << 23)))
+    normal = builder.lshr(rounded, ints(13))
+    # Added to a half, a number is rounded to a multiple of the least that a half can hold.
+    half = ir.Constant(lanes_of(_F32), [0.5] * LANES)
+    tiny = builder.fadd(builder.bitcast(magnitude, lanes_of(_F32)), half)
+    tiny = builder.sub(builder.bitcast(tiny, lanes_of(_I32)), builder.bitcast(half, lanes_of(_I32)))
+    value = builder.select(builder.icmp_unsigned("<", magnitude, ints(113 << 23)), tiny, normal)
+    huge = builder.icmp_unsigned(">=", magnitude, ints(143 << 23))
+    value = builder.select(huge, ints(0x7C00), value)
+    nan = builder.icmp_unsigned(">", magnitude, ints(255 << 23))
+    value = builder.select(nan, ints(0x7E00), value)
+    return builder.bitcast(builder.trunc(builder.or_(value, sign), lanes_of(_I16)), lanes_of(_F16))

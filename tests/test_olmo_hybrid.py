@@ -1,0 +1,128 @@
+"""OLMo-Hybrid: the names and convolutions of its releases, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import keelback
+import tiny
+from keelback.convert import convert
+from keelback.kernels.formats.gguf import GGUF
+from rewriting import tensor
+from tiny_files import Raw, raw, read
+from tiny_layouts import Layout, write
+
+Tensors = dict[str, Raw]
+
+
+def _resaved(tensors: Tensors) -> Tensors:
+    """transformers 5: convolutions in equal thirds, and one name for two norms."""
+    values = {name: read(tensor) for name, tensor in tensors.items()}
+    for name in [name for name in values if name.endswith("q_conv1d.weight")]:
+        names = [name.replace("q_conv", f"{part}_conv") for part in "qkv"]
+        whole = np.concatenate([values[n] for n in names])
+        third = -(-len(whole) // 3)
+        values |= dict(zip(names, np.split(whole, [third, 2 * third]), strict=True))
+    name = "post_attention_layernorm"
+    renamed = {k.replace(name, "feedforward_layer_norm"): v for k, v in values.items()}
+    return {name: raw(v, "F32") for name, v in renamed.items()}
+
+
+def _in_memory(tensors: Tensors) -> Tensors:
+    return {
+        name.replace("attention_layer_norm", "input_layernorm").replace(
+            "feedforward_layer_norm", "post_attention_layernorm"
+        ): values
+        for name, values in tensors.items()
+    }
+
+
+LAYOUTS = {
+    "re-saved": Layout("olmo-nope", tensors=_resaved),
+    "re-saved, value heads that share keys": Layout("olmo-rope", tensors=_resaved),
+    "norms as in memory": Layout("olmo-rope", tensors=_in_memory),
+    "no angle in what there is of them": Layout(
+        "olmo-nope", lambda config: config | {"rope_parameters": {"rope_theta": None}}
+    ),
+    "an angle outside": Layout(
+        "olmo-rope", lambda config: config | {"rope_theta": 300.0, "rope_parameters": None}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_gives_the_file_of_its_model(name: str, tiny_file, tmp_path: Path):
+    layout = LAYOUTS[name]
+    folder = tmp_path / layout.variant
+    path = convert(write(layout, folder), tmp_path / "out.gguf", "f32")
+    assert path.read_bytes() == tiny_file(layout.variant, "f32").read_bytes()
+
+
+def test_norms_get_names_by_what_they_do(tiny_file):
+    path, hf = tiny_file("olmo-nope", "f32"), tiny.weights("olmo-nope")
+    for gguf, theirs in {
+        "blk.0.attn_norm": "0.attention_layer_norm",
+        "blk.0.ffn_norm": "0.feedforward_layer_norm",
+        "blk.1.post_attention_norm": "1.post_attention_layernorm",
+        "blk.1.post_ffw_norm": "1.post_feedforward_layernorm",
+        "blk.1.attn_q_norm": "1.self_attn.q_norm",
+    }.items():
+        assert np.array_equal(
+            tensor(path, f"{gguf}.weight"), hf[f"model.layers.{theirs}.weight"]
+        ), gguf
+
+
+def test_heads_are_turned_where_config_names_an_angle_or_nothing(tiny_file, tmp_path: Path):
+    turned = GGUF(tiny_file("olmo-rope", "f32")).metadata
+    assert turned["olmo-hybrid.rope.freq_base"] == 300
+    assert turned["olmo-hybrid.rope.dimension_count"] == 12
+    assert turned["olmo-hybrid.attention.head_count_kv"].tolist() == [0, 0, 0, 2, 0]
+    still = GGUF(tiny_file("olmo-nope", "f32")).metadata
+    assert not [key for key in still if "rope" in key]
+    folder = tiny.write_checkpoint("olmo-nope", tmp_path / "silent")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    del config["rope_parameters"], config["rope_theta"]
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    silent = GGUF(convert(folder, tmp_path / "silent.gguf", "f32")).metadata
+    assert silent["olmo-hybrid.rope.freq_base"] == 10000
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("olmo-nope", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ("olmo-nope", {"layer_types": ["linear_attention"]}, "does not name 3 layers"),
+        ("olmo-nope", {"layer_types": None}, r"lacks the tensor model\.layers\.1\.attention_layer"),
+        ("olmo-nope", {"num_key_value_heads": 2}, "num_attention_heads is 5"),
+        ("olmo-nope", {"linear_num_key_heads": 3}, "linear_num_value_heads is 5"),
+        ("olmo-nope", {"linear_value_head_dim": 28}, r"o_proj\.weight has the shape"),
+        ("olmo-nope", {"linear_conv_kernel_dim": 3}, r"q_conv1d\.weight has the shape"),
+        ("olmo-rope", {"rope_parameters": {"rope_type": "llama3"}}, "rope_type is 'llama3'"),
+    ],
+)
+def test_checkpoints_that_cannot_be_converted_get_a_sentence(tmp_path, name, changes, said):
+    folder = tiny.write_checkpoint(name, tmp_path / name)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = {key: value for key, value in config.items() if key != "rope_theta"}
+    (folder / "config.json").write_text(json.dumps(config | changes), "utf-8")
+    with pytest.raises(keelback.KeelbackError, match=said):
+        convert(folder, tmp_path / "out.gguf")
+
+
+def test_a_convolution_cut_elsewhere_gets_a_sentence(tmp_path: Path):
+    layout = Layout("olmo-nope", tensors=_cut_elsewhere)
+    write(layout, tmp_path)
+    said = re.escape("q_conv1d.weight has the shape [71, 1, 4]")
+    with pytest.raises(keelback.KeelbackError, match=said):
+        convert(tmp_path, tmp_path / "out.gguf")
+
+
+def _cut_elsewhere(tensors: Tensors) -> Tensors:
+    name = "model.layers.0.linear_attn.q_conv1d.weight"
+    values = read(tensors[name])
+    return {**tensors, name: raw(np.concatenate([values, values[:1]]), "F32")}
