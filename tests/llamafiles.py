@@ -77,10 +77,10 @@ def get_vocab_base_pre(self, tokenizer):
 TextModel.get_vocab_base_pre = get_vocab_base_pre
 understood = ModelBase.load_hparams
 
-def load_hparams(folder, *form):
+def load_hparams(folder, *form, **named):
     if job["as_written"]:
         return json.loads((folder / "config.json").read_text("utf-8"))
-    return understood(folder, *form)
+    return understood(folder, *form, **named)
 
 ModelBase.load_hparams = staticmethod(load_hparams)
 conversion.qwen._QwenMtpMixin.no_mtp = True
