@@ -247,6 +247,7 @@ def check_states(states: Sequence[State], layout: Layout, model: str) -> None:
     """Raise InvalidInput when a state is given twice or belongs to another model."""
     if len({id(state) for state in states}) != len(states):
         raise InvalidInput("the same state was given for two sequences; clone() it first")
+    page_bytes = layout.page_bytes
     for state in states:
         if not isinstance(state, State):
             raise InvalidInput(f"a State is needed, not {type(state).__name__}")
@@ -257,7 +258,7 @@ def check_states(states: Sequence[State], layout: Layout, model: str) -> None:
         if state.damaged:
             raise InvalidInput("a forward failed in this state; go on from an earlier copy of it")
         # Kernels write to these addresses.
-        kept = [(page, layout.page_bytes, np.uint8) for page in state.pages]
+        kept = [(page, page_bytes, np.uint8) for page in state.pages]
         for array, size, kind in [(state.block, layout.size, np.float32), *kept]:
             if array.shape != (size,) or array.dtype != kind or not array.flags.carray:
                 raise InvalidInput("the state's memory was exchanged; use clone() and load()")

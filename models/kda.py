@@ -12,13 +12,11 @@ from typing import Any
 from ..kernels.recurrence import GROUPED
 from . import gated_deltanet
 from .blocks import queries_keys_values
+from .delta import L2_EPS
 from .graph import Graph, Value
 from .hyperparameters import Hyperparameters
 
 ARCHITECTURE = "kda"
-
-#: The epsilon under the root of the L2 norm of queries and keys, fixed in the reference.
-L2_EPS = 1e-6
 
 
 def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
