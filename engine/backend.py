@@ -54,8 +54,11 @@ class Backend(Protocol):
     #: Names what the bits depend on: backend, instruction set, weight layout.
     numerics: str
 
-    def load(self) -> None:
-        """Bring the weights into memory, once; `forward` then runs."""
+    def load(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Bring the weights into memory, once; `forward` then runs.
+
+        Where it can run on less, it stops when that is `enough`.
+        """
         ...
 
     def forward(self, batch: Batch, cancel: CancelFlag | None = None) -> np.ndarray | None:

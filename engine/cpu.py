@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,11 @@ from .state import PAGE_ROWS, SHARED_ROWS, Layout, aligned
 from .threads import CancelFlag, pool
 from .weights import WeightStore
 from .workers import KERNELS, MAX_THREADS, workers
+
+#: Seconds of loading before progress is told.
+PATIENCE = 1.0
+#: Bytes of weights that are rearranged for each row of a forward, where loading was stopped.
+SLICE = 32 << 20
 
 
 class CpuBackend:
@@ -59,20 +65,21 @@ class CpuBackend:
         self._scratch, self._partials = pages(0), pages(0)
         self._units = np.zeros(SHARED_ROWS * self._program.partials[0], np.int64)
         self._context = self._fixed_context()
-        self._load = partial(self._put, weights, found, partial(told, "loading"))
+        self._weights, self._told = weights, partial(told, "loading")
+        self._packer = packing.Packer(weights, found, self._pack, self._program.move)
+        self._used = False
 
-    def load(self) -> None:
-        """See Backend."""
-        self._load()
+    def load(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """See Backend; what is not in panels then gets there with the forwards to come."""
+        cancel, began = CancelFlag(), time.perf_counter()
 
-    def _put(
-        self, weights: WeightStore, found: Mapping[str, int], loading: Callable[[int, int], None]
-    ) -> None:
-        """Bring weights to where the table says that they are."""
-        cancel = CancelFlag()
+        def progress(done: int, total: int) -> None:
+            if time.perf_counter() - began > PATIENCE:
+                self._told(done, total)
+
         with pool().turn:
-            pool().call(lambda: packing.pack(weights, found, self._pack, cancel, loading), cancel)
-        weights.fill()
+            pool().call(lambda: self._packer.advance(enough, cancel, progress), cancel)
+        self._weights.fill()
 
     def _fixed_context(self) -> np.ndarray:
         """The fields that no call changes."""
@@ -96,6 +103,7 @@ class CpuBackend:
         tables = [_addresses(state.pages) for state in batch.states]
         page_tables = _addresses(tables)
         flag = self._never if cancel is None else cancel
+        self._pack_more(len(batch.ids), flag)
         self._bases[table.LOGITS] = _address(logits)
         self._counters[:] = 0
         self._arrivals[:] = 0
@@ -116,6 +124,12 @@ class CpuBackend:
 
         self._play(self._program.records, context)
         return None if flag.is_set else logits
+
+    def _pack_more(self, rows: int, cancel: CancelFlag) -> None:
+        """Go on with what `load` left; not before the first forward, which somebody waits for."""
+        goal = self._packer.done + SLICE * rows if self._used else 0
+        self._packer.advance(lambda: self._packer.done >= goal, cancel)
+        self._used = True
 
     def _share(self, batch: Batch) -> None:
         """Room for threads that take spans of rows, where there are too few rows for all."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +45,14 @@ class Span:
 class Program:
     """A lowered graph.
 
-    records      (ops, table.RECORD) int64; kernel addresses are still 0
+    records      (ops, table.RECORD) int64; kernel addresses are still 0, and no matrix is in panels
     kernels      (name, module) of each record's kernel
     weights      what the bases from table.WEIGHTS up point to
     arena_bytes  size of the memory that all buffers share
     scratch      bytes that every thread needs for itself
     partials     counters of a row, and bytes of a row for each span of tokens, that threads share
     vocabulary   width of the logits
+    moves        by tensor, what its records hold once it is in panels
     """
 
     records: np.ndarray
@@ -60,6 +62,22 @@ class Program:
     scratch: int
     partials: tuple[int, int]
     vocabulary: int
+    moves: Mapping[str, Sequence[Move]]
+
+    def move(self, tensor: str) -> None:
+        """Let records find a tensor in panels, which now holds it."""
+        for move in self.moves[tensor]:
+            self.records[move.record, move.at] = move.fields
+            self.records[move.record, table.PANELS] = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """New fields of a record's operand."""
+
+    record: int
+    at: slice
+    fields: tuple[int, int, int, int]
 
 
 def lower(graph: Graph, weights: WeightStore, layout: Layout, max_rows: int) -> Program:
@@ -86,13 +104,14 @@ class _Lowering:
         self.bases: dict[int, int] = {}
         self.scratch = 0
         self.weights: list[np.ndarray] = []
+        self.moves: defaultdict[str, list[Move]] = defaultdict(list)
 
     def program(self) -> Program:
         records = np.zeros((len(self.nodes), table.RECORD), np.int64)
         pending: list[tuple[Span, bool]] = []
         kernels = []
         for index, (node, record) in enumerate(zip(self.nodes, records, strict=True)):
-            touched = self._fill(node, record)
+            touched = self._fill(node, record, index)
             record[table.COUNTER] = index
             if _conflict(touched, pending):
                 record[table.WAIT], pending = 1, []
@@ -107,6 +126,7 @@ class _Lowering:
             self.scratch,
             self.partials,
             self.logits.width,
+            self.moves,
         )
 
     def _kernel(self, node: Node) -> str:
@@ -117,24 +137,24 @@ class _Lowering:
     def _scratch(self, node: Node) -> int:
         """Bytes of a thread's own memory: what the op asks for, then room for a panel.
 
-        Rows that were not packed when the model was loaded are when they are used.
+        Rows that are not in panels yet are packed when they are used.
         """
         own = node.op.scratch(node.operands, node.attributes, self.max_rows)
         panels = [
             PANELS[block].stored.row_bytes(node.operands[slot].width) * LANES
             for slot, operand in node.op.operands.items()
             if operand.kind is Kind.MATRIX
-            and (block := self.store.stored_block(node.operands[slot])) in PANELS
+            and (block := self.store.block_of(node.operands[slot])) in PANELS
         ]
         return _whole_lines(own) + _whole_lines(max(panels, default=0))
 
     def _as_loaded(self, value: Any) -> Any:
         """A weight with the type it has in memory; a cache with its place and type."""
         if isinstance(value, Weight):
-            return Weight(value.name, value.shape, self.store.stored_block(value))
+            return Weight(value.name, value.shape, self.store.block_of(value))
         return self.layout.place(value) if isinstance(value, CacheRef) else value
 
-    def _fill(self, node: Node, record: np.ndarray) -> list[tuple[Span, bool]]:
+    def _fill(self, node: Node, record: np.ndarray, index: int) -> list[tuple[Span, bool]]:
         """Write a record; returns the spans it touches, each with whether it writes there."""
         record[table.ROWS] = table.OUTPUT_COUNT if node.out.buffer.outputs else table.TOKENS
         slots = [(Operand(Kind.ROWS), node.out)]
@@ -142,9 +162,11 @@ class _Lowering:
         assert len(slots) <= table.MAX_OPERANDS
         touched = []
         for slot, (operand, value) in enumerate(slots):
-            at = table.OPERANDS + slot * table.OPERAND_FIELDS
-            fields, span = self._operand(operand, value)
-            record[at : at + table.OPERAND_FIELDS] = fields
+            start = table.OPERANDS + slot * table.OPERAND_FIELDS
+            at = slice(start, start + table.OPERAND_FIELDS)
+            record[at], span = self._operand(operand, value)
+            if isinstance(value, Weight) and (panels := self.store.get(value, operand).panels):
+                self.moves[value.name].append(Move(index, at, self._weight(panels)))
             if span is not None:
                 touched.append((span, slot == 0 or operand.kind in (Kind.STATE, Kind.CACHE)))
         shared = node.op.partials(node.operands, node.attributes)

@@ -17,7 +17,7 @@ from .backend import MAX_ROWS, Batch, Progress, make_backend
 from .footprint import admission, fits_panels
 from .info import open_file, tokenizer_of
 from .state import Layout, State, cache_types, check_states
-from .threads import CancelFlag, early, pool
+from .threads import CancelFlag, Early, pool
 from .tokenizer import Tokenizer
 from .weights import WeightStore
 
@@ -51,7 +51,8 @@ class Model:
     ) -> None:
         """See `keelback.load`; `notice` and `progress` are told of what takes time.
 
-        With `text` the tokenizer, which is sure to be used, is built while the weights are loaded.
+        With `text` the tokenizer, which is sure to be used, is built while the weights are loaded;
+        what is not loaded when it is ready is with the tokens to come.
         """
         if type(context) is not int or context < 0:
             raise InvalidInput(f"a context of {context!r} tokens cannot be kept; give 0 or more")
@@ -73,9 +74,12 @@ class Model:
             backend, self.graph, store, self.layout, threads, notice, progress, admit
         )
         build = partial(tokenizer_of, self.file, self.vocabulary)
-        # While weights are packed nothing else is done in Python.
-        self._tokenizer = early(build) if text else build
-        self.backend.load()
+        self._tokenizer: Callable[[], Tokenizer] = build
+        if text:
+            self._tokenizer = tokenizer = Early(build)
+            self.backend.load(tokenizer.ready)
+        else:
+            self.backend.load()
         self.notice = notice
         self.file.release_all()
 

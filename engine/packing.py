@@ -1,9 +1,11 @@
-"""Rearranging weights into panels when a model is loaded: all threads, tensor after tensor."""
+"""Rearranging weights into panels: all threads, tensor after tensor, as many at a time as is asked.
+
+Kernels read what is not yet in panels from the file, and come to the same bits.
+"""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,43 +18,87 @@ from .weights import Packing, WeightStore
 
 #: Bytes, about, that are packed before the pages they came from are given back.
 STRIDE = 8 << 20
-#: Seconds of packing before progress is told.
-PATIENCE = 1.0
 
 _MODULE = f"{table.__package__}.pack_cpu"
 
 
 def kernels(packings: Sequence[Packing]) -> list[tuple[str, str]]:
     """(name, module) of the kernel of each packing."""
-    return [(f"pack.{packing.info.block.name.lower()}", _MODULE) for packing in packings]
+    return [(_kernel(packing), _MODULE) for packing in packings]
 
 
-def pack(
-    store: WeightStore,
-    addresses: Mapping[str, int],
-    walk: Callable[[np.ndarray], None],
-    cancel: CancelFlag,
-    progress: Callable[[int, int], None],
-) -> None:
-    """Fill the panels that a store has reserved, and give the tensors' own memory back.
+def _kernel(packing: Packing) -> str:
+    return f"pack.{packing.info.block.name.lower()}"
 
-    addresses: those of `kernels`. walk: plays an array of records with all threads. `cancel` ends
-    it soon, half done. `progress` is told bytes when it takes longer.
+
+class Packer:
+    """Fills the panels that a store has reserved, and gives the tensors' own memory back.
+
+    addresses: those of `kernels`. walk: plays an array of records with all threads. placed: told
+    the name of each tensor that is in its panels.
+
+    total, done  bytes of the tensors, in all and in panels so far
     """
-    total, done, waiting = sum(packing.info.nbytes for packing in store.packings), 0, []
-    began, told = time.perf_counter(), False
-    for piece in _all_pieces(store.packings, addresses):
-        waiting.append(piece)
-        done += piece.end - piece.start
-        if sum(piece.end - piece.start for piece in waiting) < STRIDE and done < total:
-            continue
-        _play(store, waiting, walk)
-        told = told or time.perf_counter() - began > PATIENCE
-        if told:
-            progress(done, total)
-        if cancel.is_set:
-            return
-    store.packings.clear()
+
+    def __init__(
+        self,
+        store: WeightStore,
+        addresses: Mapping[str, int],
+        walk: Callable[[np.ndarray], None],
+        placed: Callable[[str], None],
+    ) -> None:
+        self._store, self._addresses, self._walk, self._placed = store, addresses, walk, placed
+        # Small ones come first: it stops between tensors, so that it never has long to go.
+        store.packings.sort(key=lambda packing: packing.info.nbytes)
+        self.total, self.done = sum(packing.info.nbytes for packing in store.packings), 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether every tensor is in its panels."""
+        return not self._store.packings
+
+    def advance(
+        self,
+        enough: Callable[[], bool],
+        cancel: CancelFlag,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Go on until it is `enough`, which is asked between tensors; or all is done.
+
+        `cancel` ends it within a tensor, which is then packed anew. `progress` is told bytes.
+        """
+        left = self._store.packings
+        while left and not cancel.is_set and not enough():
+            tensors = _some(left)
+            for pieces in _portions(tensors):
+                self._play(pieces)
+                if cancel.is_set:
+                    return
+            del left[: len(tensors)]
+            for packing in tensors:
+                self._placed(packing.info.name)
+                self.done += packing.info.nbytes
+            if progress is not None:
+                progress(self.done, self.total)
+
+    def _play(self, pieces: list[_Piece]) -> None:
+        """Pack pieces, and give their pages back."""
+        self._walk(np.stack([self._record(index, piece) for index, piece in enumerate(pieces)]))
+        for piece in pieces:
+            self._store.file.release(piece.packing.info, piece.start, piece.end)
+
+    def _record(self, index: int, piece: _Piece) -> np.ndarray:
+        """What a kernel of `pack_cpu.py` reads."""
+        info, each = piece.packing.info, panel_rows(piece.rows) // LANES
+        record = np.zeros(table.RECORD, np.int64)
+        record[table.KERNEL] = self._addresses[_kernel(piece.packing)]
+        record[table.COUNTER] = index
+        record[table.PACK_SOURCE] = self._store.file.data(info).ctypes.data + piece.start
+        record[table.PACK_TARGET] = piece.packing.target.ctypes.data + piece.target
+        record[table.PACK_ROWS], record[table.PACK_PANELS_EACH] = piece.rows, each
+        record[table.PACK_PANELS] = each * piece.matrices
+        record[table.PACK_BLOCKS] = info.shape[-1] // info.block.elements
+        return record
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +106,6 @@ class _Piece:
     """Bytes `start` to `end` of a tensor: some matrices of a stack, or some panels of a matrix."""
 
     packing: Packing
-    kernel: int
     start: int
     end: int
     target: int
@@ -68,12 +113,31 @@ class _Piece:
     matrices: int
 
 
-def _all_pieces(packings: Sequence[Packing], addresses: Mapping[str, int]) -> Iterator[_Piece]:
-    for packing, (name, _) in zip(packings, kernels(packings), strict=True):
-        yield from _pieces(packing, addresses[name])
+def _some(packings: Sequence[Packing]) -> Sequence[Packing]:
+    """The first tensors, of STRIDE bytes or more together."""
+    size = 0
+    for count, packing in enumerate(packings, 1):
+        size += packing.info.nbytes
+        if size >= STRIDE:
+            return packings[:count]
+    return packings[:]
 
 
-def _pieces(packing: Packing, kernel: int) -> Iterator[_Piece]:
+def _portions(packings: Sequence[Packing]) -> Iterator[list[_Piece]]:
+    """All pieces of tensors, about STRIDE bytes at a time."""
+    portion, size = [], 0
+    for packing in packings:
+        for piece in _pieces(packing):
+            portion.append(piece)
+            size += piece.end - piece.start
+            if size >= STRIDE:
+                yield portion
+                portion, size = [], 0
+    if portion:
+        yield portion
+
+
+def _pieces(packing: Packing) -> Iterator[_Piece]:
     """Cut a tensor into pieces of about STRIDE bytes; matrices of a stack begin a panel each."""
     info = packing.info
     *stack, rows, _ = (1, *info.shape)[-max(2, len(info.shape)) :]
@@ -86,31 +150,10 @@ def _pieces(packing: Packing, kernel: int) -> Iterator[_Piece]:
         for first in range(0, matrices, step):
             count = min(step, matrices - first)
             start = first * every
-            yield _Piece(packing, kernel, start, start + count * every, first * each, rows, count)
+            yield _Piece(packing, start, start + count * every, first * each, rows, count)
         return
     step = max(1, STRIDE // (LANES * row)) * LANES
     for first in range(0, rows, step):
         count = min(step, rows - first)
         start = first * row
-        yield _Piece(packing, kernel, start, start + count * row, first // LANES * panel, count, 1)
-
-
-def _play(store: WeightStore, pieces: list[_Piece], walk: Callable[[np.ndarray], None]) -> None:
-    """Pack pieces, and give their pages back; empties the list."""
-    walk(np.stack([_record(store, index, piece) for index, piece in enumerate(pieces)]))
-    for piece in pieces:
-        store.file.release(piece.packing.info, piece.start, piece.end)
-    pieces.clear()
-
-
-def _record(store: WeightStore, index: int, piece: _Piece) -> np.ndarray:
-    """What a kernel of `pack_cpu.py` reads."""
-    info, each = piece.packing.info, panel_rows(piece.rows) // LANES
-    record = np.zeros(table.RECORD, np.int64)
-    record[table.KERNEL], record[table.COUNTER] = piece.kernel, index
-    record[table.PACK_SOURCE] = store.file.data(info).ctypes.data + piece.start
-    record[table.PACK_TARGET] = piece.packing.target.ctypes.data + piece.target
-    record[table.PACK_ROWS], record[table.PACK_PANELS_EACH] = piece.rows, each
-    record[table.PACK_PANELS] = each * piece.matrices
-    record[table.PACK_BLOCKS] = info.shape[-1] // info.block.elements
-    return record
+        yield _Piece(packing, start, start + count * row, first // LANES * panel, count, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class NumpyBackend:
             if isinstance(value, Weight)
         }
 
-    def load(self) -> None:
+    def load(self, enough: Callable[[], bool] = lambda: False) -> None:
         """See Backend; they are there already."""
 
     def forward(self, batch: Batch, cancel: CancelFlag | None = None) -> np.ndarray | None:

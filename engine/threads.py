@@ -58,23 +58,27 @@ class Job:
                 self.done.release()
 
 
-def early(make: Callable[[], Any]) -> Callable[[], Any]:
-    """Let a thread of its own make a value; returns what waits for it, and raises its error.
+class Early:
+    """A value that a thread of its own makes; called, it waits for it, and raises its error.
 
     The process does not end before it: a thread that is stopped inside a library written in C++
     aborts everything.
     """
-    job = Job(make)
-    thread = threading.Thread(target=job.run)
-    thread.start()
 
-    def value() -> Any:
-        thread.join()
-        if job.error is not None:
-            raise job.error
-        return job.result
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._job = Job(make)
+        self._thread = threading.Thread(target=self._job.run)
+        self._thread.start()
 
-    return value
+    def ready(self) -> bool:
+        """Whether a call would not wait."""
+        return not self._thread.is_alive()
+
+    def __call__(self) -> Any:
+        self._thread.join()
+        if self._job.error is not None:
+            raise self._job.error
+        return self._job.result
 
 
 class Pool:

@@ -21,14 +21,15 @@ from .platform import pages
 class Stored:
     """A weight in memory: `data` holds its bytes, rows of `row_bytes` one after another.
 
-    In panels, 16 rows take 16 times `row_bytes`. What is not mapped from the file is reserved only,
-    until the store is asked to `fill` it.
+    What is not mapped from the file is reserved only, until the store is asked to `fill` it.
+    `panels` is where it can be rearranged to; there, 16 rows take 16 times their `row_bytes`.
     """
 
     data: np.ndarray
     block: BlockFormat
     row_bytes: int
     width: int
+    panels: Stored | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class WeightStore:
     """Gives each operand its weight: a place in memory, at most one per tensor and use.
 
     Lowering a graph reads no tensor: places are reserved, which takes no memory yet. `fill` then
-    converts what has another type in memory; panels are filled by kernels, see `packings`.
+    converts what has another type in memory; panels are filled by kernels, see `packing.py`.
     `sizes` counts bytes by what becomes of a tensor: panels, mapped, converted, vectors.
     """
 
@@ -64,13 +65,8 @@ class WeightStore:
             notice(f"tensors of type {', '.join(odd)} are widened to F16 in memory")
 
     def block_of(self, weight: Weight) -> BlockFormat:
-        """The type a matrix has for the definitions: its own, or what it is widened to."""
+        """The type a matrix has for kernels and definitions: its own, or what it is widened to."""
         return weight.block if weight.block in NATIVE else F16
-
-    def stored_block(self, weight: Weight) -> BlockFormat:
-        """The type a matrix has in memory."""
-        panel = PANELS.get(weight.block) if self.repack else None
-        return self.block_of(weight) if panel is None else panel.stored
 
     def get(self, weight: Weight, operand: Operand) -> Stored:
         """The weight as the operand wants it: a native type for a matrix, F32 for a vector."""
@@ -110,19 +106,22 @@ class WeightStore:
             self.file.release(info, first * step, first * step + len(part))
 
     def _matrix(self, weight: Weight, operand: Operand) -> Stored:
-        info, block = self.file.tensors[weight.name], self.stored_block(weight)
-        row_bytes = block.row_bytes(weight.width)
+        info, block = self.file.tensors[weight.name], self.block_of(weight)
+        panels = self._panels(weight, info) if self.repack and block in PANELS else None
         if block is weight.block:
             data = self.file.data(info)
-            kind = "mapped"
-        elif weight.block in NATIVE:
-            data, kind = pages(panel_bytes(weight)), "panels"
-            self.packings.append(Packing(info, data))
+            self.sizes["mapped"] += data.size if panels is None else 0
         else:
-            data, kind = pages(weight.size * 2), "converted"
+            data = pages(weight.size * 2)
+            self.sizes["converted"] += data.size
             self._pending.append(partial(self._widen, weight, data.view(np.float16)))
-        self.sizes[kind] += data.size
-        return Stored(data, block, row_bytes, weight.width)
+        return Stored(data, block, block.row_bytes(weight.width), weight.width, panels)
+
+    def _panels(self, weight: Weight, info: TensorInfo) -> Stored:
+        target, block = pages(panel_bytes(weight)), PANELS[weight.block].stored
+        self.packings.append(Packing(info, target))
+        self.sizes["panels"] += target.size
+        return Stored(target, block, block.row_bytes(weight.width), weight.width)
 
     def _vector(self, weight: Weight, operand: Operand) -> Stored:
         """Its values are copied out of the map, where they would hold many pages for few bytes."""

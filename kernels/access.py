@@ -9,6 +9,7 @@ from .processor import atomic_add, pause
 
 OPERANDS, FIELDS = table.OPERANDS, table.OPERAND_FIELDS
 ATTRIBUTES, ROWS, COUNTER = table.ATTRIBUTES, table.ROWS, table.COUNTER
+PANELS = table.PANELS
 BASES, STATES, OFFSETS, SEQUENCES = table.BASES, table.STATES, table.OFFSETS, table.SEQUENCES
 COUNTERS, POSITIONS, DELAY = table.COUNTERS, table.POSITIONS, table.DELAY
 SCRATCH, SCRATCH_BYTES = table.SCRATCH, table.SCRATCH_BYTES
@@ -86,6 +87,12 @@ def number(op, index):
 def rows(op, context):
     """Number of rows this op works on."""
     return i64(context)[i64(op)[ROWS]]
+
+
+@inline
+def in_panels(op):
+    """Whether the op's matrix lies in panels."""
+    return i64(op)[PANELS] != 0
 
 
 @inline

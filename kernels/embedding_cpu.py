@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .access import address, claim, indices, rows, scratch_of, stride, width
+from .access import address, claim, in_panels, indices, rows, scratch_of, stride, width
 from .formats.panels import PANELS
 from .intrinsics import (
     LANES,
@@ -48,7 +48,7 @@ def _embedding(name, copy):
 
 
 def _quantized(name, panel):
-    """Rows of a quantized type, from panels or as the file has them."""
+    """Rows of a quantized type, in panels or as the file has them."""
     values, elements = VALUES[name]
     place = PLACES[name]
     source_bytes, panel_bytes = panel.source.nbytes, panel.stored.nbytes * LANES
@@ -68,21 +68,16 @@ def _quantized(name, panel):
             values(scratch, 0, target)
             at, target = at + source_bytes, target + FLOAT * elements
 
-    @kernel(f"embedding.{name}_panel")
-    def from_panels(op, context, thread, threads):
-        ids, columns, row = i64(indices(op, context, INDEX)), width(op, OUT), claim(op, context)
-        while row < rows(op, context):
-            target = address(op, context, OUT) + row * stride(op, OUT)
-            packed(address(op, context, WEIGHT), stride(op, WEIGHT), ids[row], target, columns)
-            row = claim(op, context)
-
     @kernel(f"embedding.{name}")
-    def from_rows(op, context, thread, threads):
+    def embedding(op, context, thread, threads):
         ids, columns, row = i64(indices(op, context, INDEX)), width(op, OUT), claim(op, context)
         weight, scratch = address(op, context, WEIGHT), scratch_of(context, thread)
         while row < rows(op, context):
             target = address(op, context, OUT) + row * stride(op, OUT)
-            stored(weight, stride(op, WEIGHT), ids[row], target, columns, scratch)
+            if in_panels(op):
+                packed(weight, stride(op, WEIGHT), ids[row], target, columns)
+            else:
+                stored(weight, stride(op, WEIGHT), ids[row], target, columns, scratch)
             row = claim(op, context)
 
 

@@ -15,6 +15,7 @@ from .access import (
     address,
     claim,
     claim_size,
+    in_panels,
     integer,
     number,
     present,
@@ -28,7 +29,7 @@ from .columns_cpu import copy
 from .formats.panels import PANELS
 from .intrinsics import LANES, f32, fma, i32, load, load_first, splat, store_first
 from .jit import inline, kernel
-from .linear_cpu import MANY, SOME, as_stored, packed
+from .linear_cpu import MANY, SOME, as_panel, as_stored
 
 OUT = 0
 SCORES, BIAS = 1, 2
@@ -137,11 +138,8 @@ def _against_all(product):
     return all_parts
 
 
-def _linear(name, product, ready, panel_rows):
-    """A kernel: each row's part of x times the matrices of its experts.
-
-    panel_rows: a matrix's rows are filled up to a multiple of these.
-    """
+def _linear(name, product, ready):
+    """A kernel: each row's part of x times the matrices of its experts."""
     one, all_parts = product(1), _against_all(product)
 
     @inline
@@ -189,7 +187,7 @@ def _linear(name, product, ready, panel_rows):
             gather(op, context, pairs, count, x, step)
         while row < last:
             lanes = min(LANES, last - row)
-            source = ready(weight + row * row_bytes, row_bytes, panel, lanes)
+            source = ready(op, weight + row * row_bytes, row_bytes, panel, lanes)
             if count >= FEW:
                 all_parts(source, row_bytes, x, step, columns, products, lanes, count)
                 scatter(op, context, pairs, count, products, row, lanes)
@@ -210,7 +208,7 @@ def _linear(name, product, ready, panel_rows):
         size = min(panels, claim_size(count * panels, threads))
         pieces = (panels + size - 1) // size
         each = LANES * ((panels + pieces - 1) // pieces)
-        matrix = (outputs + panel_rows - 1) // panel_rows * panel_rows * stride(op, WEIGHT)
+        matrix = (LANES * panels if in_panels(op) else outputs) * stride(op, WEIGHT)
         block = claim(op, context)
         while block < count * pieces:
             expert, row = whole(chosen, block // pieces), block % pieces * each
@@ -224,12 +222,10 @@ def _linear(name, product, ready, panel_rows):
 
 
 for _name, _product in row_products.PRODUCTS.items():
-    _linear(_name, _product, as_stored, 1)
+    _linear(_name, _product, as_stored)
 for _panel in PANELS.values():
     _name = _panel.source.name.lower()
-    _product = panel_products.PRODUCTS[_name]
-    _linear(_name, _product, packed(_name, _panel), 1)
-    _linear(f"{_name}_panel", _product, as_stored, LANES)
+    _linear(_name, panel_products.PRODUCTS[_name], as_panel(_name, _panel))
 
 
 @kernel("expert_sum")

@@ -6,7 +6,18 @@ from __future__ import annotations
 import numpy as np
 
 from . import panel_products, row_products
-from .access import address, claim, claim_size, integer, present, rows, scratch_of, stride, width
+from .access import (
+    address,
+    claim,
+    claim_size,
+    in_panels,
+    integer,
+    present,
+    rows,
+    scratch_of,
+    stride,
+    width,
+)
 from .formats.panels import PANELS
 from .intrinsics import (
     LANES,
@@ -32,17 +43,19 @@ ZERO, BYTE_MAX, BYTE_INVERSE = np.float32(0), np.float32(127), np.float32(1 / 12
 
 
 @inline
-def as_stored(weight, row_bytes, scratch, lanes):
+def as_stored(op, weight, row_bytes, scratch, lanes):
     """Weights that are multiplied where they lie."""
     return weight
 
 
-def packed(name, panel):
-    """Weights that are packed into a panel first, which is then in the cache for all tokens."""
+def as_panel(name, panel):
+    """Weights in panels, or packed into one now, which is then in the cache for all tokens."""
     pack_rows = packer(name, panel)
 
     @inline
-    def ready(weight, row_bytes, scratch, lanes):
+    def ready(op, weight, row_bytes, scratch, lanes):
+        if in_panels(op):
+            return weight
         pack_rows(weight, row_bytes, scratch, lanes)
         return scratch
 
@@ -91,7 +104,7 @@ def _linear(name, product, ready):
             for index in range(block * group, min(units, (block + 1) * group)):
                 first = LANES * index
                 lanes, source = min(LANES, outputs - first), weight + first * row_bytes
-                source = ready(source, row_bytes, scratch_of(context, thread), lanes)
+                source = ready(op, source, row_bytes, scratch_of(context, thread), lanes)
                 unit(
                     source, row_bytes, x, stride(op, X), columns, out + FLOAT * first,
                     stride(op, OUT), bias + FLOAT * first if bias != 0 else 0, lanes, count,
@@ -103,9 +116,7 @@ for _name, _product in row_products.PRODUCTS.items():
     _linear(_name, _product, as_stored)
 for _panel in PANELS.values():
     _name = _panel.source.name.lower()
-    _product = panel_products.PRODUCTS[_name]
-    _linear(_name, _product, packed(_name, _panel))
-    _linear(f"{_name}_panel", _product, as_stored)
+    _linear(_name, panel_products.PRODUCTS[_name], as_panel(_name, _panel))
 
 
 @kernel("quantize")

@@ -14,12 +14,13 @@ KERNEL = 0  # address of the kernel
 WAIT = 1  # 1: wait for all threads before this op
 COUNTER = 2  # which work counter its blocks are claimed from
 ROWS = 3  # context field with the number of rows
-OPERANDS = 4
+PANELS = 4  # 1: the op's matrix lies in panels; 0: its rows are as in the file
+OPERANDS = 5
 OPERAND_FIELDS = 4
 MAX_OPERANDS = 12
 # Attributes: whole numbers as such, others as the bits of a float64.
 ATTRIBUTES = OPERANDS + OPERAND_FIELDS * MAX_OPERANDS
-MAX_ATTRIBUTES = 12
+MAX_ATTRIBUTES = 11
 RECORD = ATTRIBUTES + MAX_ATTRIBUTES
 
 # What a record of packing holds in place of operands; see pack_cpu.py.

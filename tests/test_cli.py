@@ -282,7 +282,7 @@ def test_ctrl_c_ends_the_start_without_a_traceback(tmp_path: Path):
 
 
 def test_a_process_waits_for_what_is_made_beside_it():
-    lines = "import time\nfrom keelback.engine.threads import early\n"
-    lines += "early(lambda: (time.sleep(0.3), print('made')))"
+    lines = "import time\nfrom keelback.engine.threads import Early\n"
+    lines += "Early(lambda: (time.sleep(0.3), print('made')))"
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=60)
     assert done.stdout == "made\n"
