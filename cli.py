@@ -17,13 +17,14 @@ import click
 from .engine.arguments import model_and_text, one_of, open_session, prompt_text
 from .engine.faults import explain_bus_errors
 from .engine.options import (
-    OUTTYPES,
     bench_options,
     chat_options,
+    convert_options,
     memory_options,
     model_options,
     plan_options,
     pull_options,
+    run_options,
     sampling_options,
 )
 from .engine.printing import bar, bars, listed, notice, planned, print_rows, shown, size, written
@@ -67,42 +68,9 @@ def main() -> None:
 @click.argument("prompt", required=False)
 @model_options
 @memory_options
-@click.option(
-    "-p", "--prompt", "prompt_option", metavar="TEXT", help="The prompt, in place of PROMPT."
-)
-@click.option("-f", "--file", "prompt_file", metavar="FILE", help="Read the prompt from a file.")
-@click.option(
-    "-n",
-    "--predict",
-    "--n-predict",
-    "limit",
-    type=int,
-    default=-1,
-    help="Tokens to write; -1: no limit.",
-)
-@click.option("-s", "--seed", type=int, help="Seed of the random choices; -1 or none: a new one.")
+@run_options
 @chat_options
 @sampling_options
-@click.option(
-    "--logit-bias",
-    multiple=True,
-    metavar="ID(+/-)BIAS",
-    help="Add to the logit of an id, as 15043+1.5.",
-)
-@click.option(
-    "-r",
-    "--reverse-prompt",
-    "--stop",
-    "stop",
-    multiple=True,
-    metavar="TEXT",
-    help="End before TEXT.",
-)
-@click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-text token.")
-@click.option(
-    "--state-in", metavar="FILE", help="Go on from a saved state; a prompt is then optional."
-)
-@click.option("--state-out", metavar="FILE", help="Save the state at the end, also after Ctrl-C.")
 def run(model: str | None, prompt: str | None, **options: Any) -> None:
     """Write text that follows PROMPT.
 
@@ -132,20 +100,7 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
 
 @main.command()
 @click.argument("checkpoint", type=click.Path())
-@click.option(
-    *("-o", "--outfile", "target"),
-    metavar="FILE",
-    help="The file to write; without: NAME-TYPE.gguf here.",
-)
-@click.option(
-    "--outtype",
-    default="auto",
-    type=OUTTYPES,
-    help="Type of the matrices; auto: the checkpoint's own.",
-)
-@click.option(
-    "--tokenizer", metavar="PATH", help="Take the vocabulary of another folder, or of a file."
-)  # fmt: skip
+@convert_options
 def convert(checkpoint: str, target: str | None, outtype: str, tokenizer: str | None) -> None:
     """Convert a Hugging Face checkpoint (folder or file) to GGUF."""
     from .convert import convert as convert_checkpoint
@@ -379,7 +334,7 @@ def bench(models: tuple[str, ...], more: tuple[str, ...], output: str, **options
 @main.command()
 def warmup() -> None:
     """Compile all kernels for this processor, so that no run has to."""
-    from .engine.objects import warm_up
+    from .kernels.objects import warm_up
 
     with bar("compiling") as report:
         folder, count = warm_up(notice, report)

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from ..kernels import table
+from ..kernels.objects import addresses, callable_kernel
 from ..kernels.op import Kind, Weight
 from .model import Model
-from .objects import addresses, callable_kernel
 
 #: Bytes that are read: many times the largest cache of a laptop.
 BUFFER = 512 << 20

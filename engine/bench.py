@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from ..kernels.errors import InvalidInput
+from ..kernels.objects import compile_seconds
 from . import platform
 from .backend import MAX_ROWS, Progress
 from .bandwidth import Probe, moved_bytes
 from .cpu import check_threads
 from .model import Model
-from .objects import compile_seconds
 from .state import State
 
 Notice = Callable[[str], None]

@@ -123,6 +123,76 @@ def pull_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What is written, how far, and which states it begins and ends with."""
+    for option in (
+        click.option(
+            "--state-out", metavar="FILE", help="Save the state at the end, also after Ctrl-C."
+        ),
+        click.option(
+            "--state-in",
+            metavar="FILE",
+            help="Go on from a saved state; a prompt is then optional.",
+        ),
+        click.option("--ignore-eos", is_flag=True, help="Go on after an end-of-text token."),
+        click.option(
+            *("-r", "--reverse-prompt", "--stop", "stop"),
+            multiple=True,
+            metavar="TEXT",
+            help="End before TEXT.",
+        ),
+        click.option(
+            "--logit-bias",
+            multiple=True,
+            metavar="ID(+/-)BIAS",
+            help="Add to the logit of an id, as 15043+1.5.",
+        ),
+        click.option(
+            *("-s", "--seed"), type=int, help="Seed of the random choices; -1 or none: a new one."
+        ),
+        click.option(
+            *("-n", "--predict", "--n-predict", "limit"),
+            type=int,
+            default=-1,
+            help="Tokens to write; -1: no limit.",
+        ),
+        click.option(
+            *("-f", "--file", "prompt_file"), metavar="FILE", help="Read the prompt from a file."
+        ),
+        click.option(
+            *("-p", "--prompt", "prompt_option"),
+            metavar="TEXT",
+            help="The prompt, in place of PROMPT.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def convert_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What a checkpoint is converted to."""
+    for option in (
+        click.option(
+            "--tokenizer",
+            metavar="PATH",
+            help="Take the vocabulary of another folder, or of a file.",
+        ),
+        click.option(
+            "--outtype",
+            default="auto",
+            type=OUTTYPES,
+            help="Type of the matrices; auto: the checkpoint's own.",
+        ),
+        click.option(
+            *("-o", "--outfile", "target"),
+            metavar="FILE",
+            help="The file to write; without: NAME-TYPE.gguf here.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How tokens are chosen; what is not given comes from the snapshot or the model file."""
     for flag, name, kind, text in reversed(

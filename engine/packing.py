@@ -18,6 +18,8 @@ from .weights import Packing, WeightStore
 
 #: Bytes, about, that are packed before the pages they came from are given back.
 STRIDE = 8 << 20
+#: Bytes of tensors that are packed last.
+LARGE = 32 << 20
 
 _MODULE = f"{table.__package__}.pack_cpu"
 
@@ -48,8 +50,9 @@ class Packer:
         placed: Callable[[str], None],
     ) -> None:
         self._store, self._addresses, self._walk, self._placed = store, addresses, walk, placed
-        # Small ones come first: it stops between tensors, so that it never has long to go.
-        store.packings.sort(key=lambda packing: packing.info.nbytes)
+        # It stops between tensors: so that it never has long to go, large ones come last. The
+        # others stay in their order, for the system gives large pages to neighbours.
+        store.packings.sort(key=lambda packing: packing.info.nbytes > LARGE)
         self.total, self.done = sum(packing.info.nbytes for packing in store.packings), 0
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..kernels import table
 from ..kernels.errors import InvalidInput
-from .objects import callable_kernel
+from ..kernels.objects import callable_kernel
 from .platform import pages, yield_address
 from .threads import pool
 

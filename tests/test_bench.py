@@ -13,8 +13,8 @@ import pytest
 from keelback.engine import bench
 from keelback.engine.bandwidth import Probe, moved_bytes
 from keelback.engine.model import Model
-from keelback.engine.objects import addresses, callable_kernel
 from keelback.kernels.errors import InvalidInput
+from keelback.kernels.objects import addresses, callable_kernel
 
 SMALL = ("-p", "8", "-n", "3", "-r", "2", "-t", "1")
 #: What scripts that plot llama-bench's output look for.

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from keelback.engine import cache
-from keelback.engine.cache import KEPT_FOLDERS, ObjectFolder
 from keelback.engine.cpu import CpuBackend
-from keelback.engine.objects import key
+from keelback.kernels.cache import KEPT_FOLDERS, ObjectFolder
 from keelback.kernels.files import try_lock
 from keelback.kernels.jit import all_kernels
+from keelback.kernels.objects import key
 
 # Two small kernels, so that compiling takes a moment only.
 COMPILE = """
 import sys
-from keelback.engine.objects import addresses
+from keelback.kernels.objects import addresses
 names = [("post", "keelback.kernels.walk_cpu"), ("select", "keelback.kernels.embedding_cpu")]
 steps = []
 found = addresses(names, lambda text: print(text), lambda *step: steps.append(step))
@@ -63,7 +63,7 @@ def test_of_two_that_start_on_an_empty_folder_one_compiles(tmp_path: Path):
 def test_a_killed_writer_blocks_nobody_and_what_it_left_is_removed(tmp_path: Path):
     writer = start(
         "import time\n"
-        "from keelback.engine.objects import _folder\n"
+        "from keelback.kernels.objects import _folder\n"
         "with _folder().writing(lambda: None):\n"
         "    (_folder().path / '.0123456789abcdef.partial').write_bytes(b'half')\n"
         "    print('writing', flush=True)\n"

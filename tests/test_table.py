@@ -23,13 +23,13 @@ import toy_ops_cpu
 from harness import Machine, Tensors, error_ratio, no_notice, poison
 from keelback.engine.lowering import Program, lower
 from keelback.engine.model import Model
-from keelback.engine.objects import addresses
 from keelback.engine.passes import quantize_activations
 from keelback.engine.state import PAGE_ROWS, CacheView, Layout, State
 from keelback.engine.threads import CancelFlag
 from keelback.engine.weights import WeightStore
 from keelback.kernels import table
 from keelback.kernels.formats.blocks import F16, F32, BlockFormat
+from keelback.kernels.objects import addresses
 from keelback.kernels.op import Kind
 from keelback.models.blocks import attend
 from keelback.models.graph import CacheRef, Graph, Node, StateRef, Value

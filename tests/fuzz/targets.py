@@ -30,12 +30,12 @@ from keelback.engine import snapshot as snapshots
 from keelback.engine.footprint import plan
 from keelback.engine.info import describe
 from keelback.engine.model import Model
-from keelback.engine.objects import warm_up
 from keelback.engine.session import Session
 from keelback.engine.tokenizer import Tokenizer
 from keelback.kernels.errors import InvalidInput, KeelbackError
 from keelback.kernels.formats import pretokenizers, spm
 from keelback.kernels.formats.spm import TokenType
+from keelback.kernels.objects import warm_up
 from torchzip import mutated_zip
 
 TEXT = "The 12 cats' <think>hats</s> \n\n<|im_end|>é 日本 \0"

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..kernels.errors import InvalidInput
-from ..kernels.files import replacing, try_lock
-from ..kernels.places import cache_folder
+from .errors import InvalidInput
+from .files import replacing, try_lock
+from .places import cache_folder
 
 #: Folders of other keys that stay: other versions, virtual environments and machines.
 KEPT_FOLDERS = 6

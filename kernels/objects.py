@@ -19,11 +19,11 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..kernels import op
-from ..kernels.isa import isa
-from ..kernels.table import SYMBOL
+from . import op
 from .cache import ObjectFolder
-from .platform import release_library
+from .isa import isa
+from .libraries import release_library
+from .table import SYMBOL
 
 _PACKAGE = op.__name__.rpartition(".")[0]
 
@@ -61,7 +61,7 @@ def warm_up(notice: Notice, progress: Progress | None = None) -> tuple[Path, int
 
     Raises InvalidInput when they cannot be kept.
     """
-    from ..kernels.jit import all_kernels
+    from .jit import all_kernels
 
     kernels = all_kernels()
     with _lock:
@@ -110,7 +110,7 @@ def _compiled(
     folder, began, codes = _folder(), time.perf_counter(), {}
     folder.check(needed)
     notice(f"compiling {len(missing)} kernels for this processor (once, up to half a minute)")
-    from ..kernels.jit import compile_kernel
+    from .jit import compile_kernel
 
     for done, (name, module) in enumerate(missing):
         if progress is not None:
@@ -137,8 +137,10 @@ def key() -> str:
     import llvmlite.binding as llvm
 
     digest = hashlib.sha256()
-    for source in sorted(Path(op.__file__).parent.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
+    folder = Path(op.__file__).parent
+    for source in sorted(folder.rglob("*.py")):
+        name = source.relative_to(folder).as_posix()
+        digest.update(name.encode() + b"\0" + source.read_bytes() + b"\0")
     compiler = [f"{name}={value}" for name, value in sorted(os.environ.items()) if "NUMBA" in name]
     facts = [
         *(sys.version, _version("numba"), _version("llvmlite"), *compiler),
