@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from keelback.engine import cache
 from keelback.engine.cpu import CpuBackend
+from keelback.kernels import cache
 from keelback.kernels.cache import KEPT_FOLDERS, ObjectFolder
 from keelback.kernels.files import try_lock
 from keelback.kernels.jit import all_kernels
