@@ -490,7 +490,7 @@ def test_panels_are_packed_as_they_are_defined(block, shape):
     graph.finish(graph.select(graph.linear(rows, matrix, width=16)))
     CpuBackend(graph, store, Layout.of(graph), 2, no_notice).load()
     wanted = pack(tensors.data(tensors.tensors["weight"]), block, shape)
-    assert np.array_equal(stored.data, wanted)
+    assert np.array_equal(stored.panels.data, wanted)
 
 
 def test_cases_cover_every_op_and_every_compiled_variant():
