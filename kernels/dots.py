@@ -1,4 +1,7 @@
-"""The dot product of bytes, 4 at a time in 16 lanes: per instruction set, and exact on all."""
+"""What has an instruction of its own in each set: the dot product of bytes, and their look-up.
+
+Both are exact on all of them.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,29 @@ def emit_dot(builder, total, weights, x, level, signed):
     if level in ("vnni512", "vnni256"):
         return _dot_vnni(builder, total, weights, x, int(level[4:]))
     return _dot_generic(builder, total, weights, x)
+
+
+def emit_lookup(builder, codes, table, level):
+    """64 bytes of a table of 16, by 64 codes below 16."""
+    width, name = _lookup_of(builder.module.triple, level)
+    bytes_ = _vector(_I8, width)
+    values = ir.Constant(bytes_, [ir.Constant(_I8, value) for value in table * (width // 16)])
+    parts = []
+    for start in range(0, _BYTES, width):
+        part = _part(builder, codes, start, width)
+        parts.append(call_llvm(builder, name, bytes_, values, part))
+    return _join(builder, parts)
+
+
+def _lookup_of(triple: str, level: str) -> tuple[int, str]:
+    """Bytes that one instruction looks up, and its name; the generic levels know one too."""
+    if triple.startswith(("aarch64", "arm64")):
+        return 16, "llvm.aarch64.neon.tbl1.v16i8"
+    if level == "vnni512":
+        return 64, "llvm.x86.avx512.pshuf.b.512"
+    if level in ("vnni256", "avx2"):
+        return 32, "llvm.x86.avx2.pshuf.b"
+    return 16, "llvm.x86.ssse3.pshuf.b.128"
 
 
 def _vector(element: ir.Type, count: int = LANES) -> ir.VectorType:

@@ -115,12 +115,17 @@ def prefetch(_typing, address):
     """Ask for the cache line at an address, which need not be mapped."""
 
     def emit(context, builder, signature, args):
-        pointer = pointer_to(builder, args[0], _I8)
-        # To read, to be kept in every cache, data.
-        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, _I32(0), _I32(3), _I32(1))
+        emit_prefetch(builder, args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64), emit
+
+
+def emit_prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """To read, to be kept in every cache, data."""
+    flags = _I32(0), _I32(3), _I32(1)
+    pointer = pointer_to(builder, address, _I8)
+    call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *flags)
 
 
 @intrinsic

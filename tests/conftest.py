@@ -35,7 +35,7 @@ def demo() -> Model:
 
 
 #: Types that nothing here converts to, and shapes for them: rows of whole blocks of 256.
-RANDOM_TYPES = ("q4_0", "q4_k_m")
+RANDOM_TYPES = ("q4_0", "q4_k_m", *modelfiles.PURE)
 SMALL = {
     "mamba-q8": modelfiles.mamba(256, 2, 16, 97),
     "mamba2-q8": modelfiles.mamba2(256, 2, 16, 8, 97),

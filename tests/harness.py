@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from randomblocks import RANDOM, halves, random_blocks
 
 from keelback.engine.backend import MAX_ROWS, Batch
 from keelback.engine.cpu import CpuBackend
@@ -32,15 +33,14 @@ GAP = 3
 
 def encoded(values: np.ndarray, block: blocks.BlockFormat) -> np.ndarray:
     """Values as `block`; any valid blocks where the format has no reference encoder."""
-    if block not in (blocks.Q4_K, blocks.Q6_K):
+    if block.name not in RANDOM:
         return np.ascontiguousarray(blocks.quantize(values, block))
-    rng = np.random.default_rng(values.shape)
-    data = rng.integers(0, 256, (values.size // block.elements, block.nbytes), dtype=np.uint8)
-    scales = rng.uniform(0.5, 1.5, (len(data), 2)).astype(np.float16) / np.float16(1000)
-    if block is blocks.Q4_K:
-        data[:, :4] = scales.view(np.uint8)
-    else:
-        data[:, 208:] = (scales[:, :1] / np.float16(32)).view(np.uint8)
+    random = np.random.default_rng(values.shape)
+    data = random_blocks(random, block.name, values.size // block.elements)
+    for at in halves(block.name):
+        scales = data[:, at : at + 2].copy().view(np.float16)
+        scales *= random.uniform(-1.5, 1.5, scales.shape).astype(np.float16)
+        data[:, at : at + 2] = scales.view(np.uint8)
     return data
 
 
@@ -51,9 +51,16 @@ class Tensors:
         self.tensors: dict[str, TensorInfo] = {}
         self._data: dict[str, np.ndarray] = {}
 
-    def add(self, name: str, values: np.ndarray, block: blocks.BlockFormat = blocks.F32) -> Weight:
-        """Keep values, encoded as `block`; returns what a graph knows of them."""
-        data = encoded(values, block).view(np.uint8).reshape(-1)
+    def add(
+        self,
+        name: str,
+        values: np.ndarray,
+        block: blocks.BlockFormat = blocks.F32,
+        raw: np.ndarray | None = None,
+    ) -> Weight:
+        """Keep values, encoded as `block`, or raw blocks of their shape; returns what a graph
+        knows of them."""
+        data = (encoded(values, block) if raw is None else raw).view(np.uint8).reshape(-1)
         self._data[name] = data
         self.tensors[name] = TensorInfo(name, values.shape, block, 0, data.size)
         return Weight(name, values.shape, block)
@@ -142,6 +149,7 @@ class Case:
 
     rows     operand slot -> (T, width) float32
     weights  operand slot -> values, or (values, type)
+    raw      operand slot -> the blocks of such a type, in place of encoded values
     states   operand slot -> (sequences, *shape) float32: what each sequence starts with
     caches   operand slot -> what each sequence's KV pages hold, (count, width) float32 each
     heads    that share a row of a cache
@@ -154,6 +162,7 @@ class Case:
     op: Op
     rows: dict[str, np.ndarray] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
+    raw: dict[str, np.ndarray] = field(default_factory=dict)
     states: dict[str, np.ndarray] = field(default_factory=dict)
     caches: dict[str, list[np.ndarray]] = field(default_factory=dict)
     heads: int = 1
@@ -179,7 +188,7 @@ class Case:
             bound.update(zip(self.rows, graph.split(wide, *widths)[1::2], strict=True))
         for slot, given in self.weights.items():
             values, block = given if isinstance(given, tuple) else (given, blocks.F32)
-            bound[slot] = tensors.add(slot, values, block)
+            bound[slot] = tensors.add(slot, values, block, self.raw.get(slot))
         for slot, values in self.states.items():
             bound[slot] = graph.state(slot, *values.shape[1:])
         for slot, held in self.caches.items():

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+import modelfiles
 import tiny
 from harness import poison
 from keelback.engine.model import Model
@@ -29,10 +30,11 @@ from keelback.kernels.formats.gguf import GGUF
 #: One of each family; 96 columns, so that Q8_0 applies.
 NAMES = ("mamba-q8", "mamba2-q8", "gdn-q8", "granite-q8")
 TYPES = ("q8_0", "f16", "f32")
-#: The other native types, Q4_0 or Q4_K with Q6_K; and every other family once.
+#: The other native types, Q4_0 or Q4_K with Q6_K or one alone; and every other family once.
 MODELS = [(name, kind) for kind in TYPES for name in NAMES] + [
     ("mamba2-q8", "bf16"), ("granite-q8", "bf16"), ("mamba-q8", "q4_0"), ("gdn-q8", "q4_0"),
     ("mamba-q8", "q4_k_m"), ("mamba2-q8", "q4_k_m"), ("gdn-q8", "q4_k_m"), ("kda-pure", "f32"),
+    *((NAMES[i % 3], kind) for i, kind in enumerate(modelfiles.PURE)),
     *((name, "q8_0") for name in tiny.VARIANTS if name.endswith("-q8") and name not in NAMES),
 ]  # fmt: skip
 LENGTH = 200

@@ -71,7 +71,7 @@ for path in sys.argv[1:]:
     wanted, _ = Model(path, backend="numpy", notice=quiet).forward(ids, logits="all")
     print(np.linalg.norm(rows - wanted) / np.linalg.norm(wanted))
 """
-#: Between them all formats, and every op of three families.
+#: Between them every op of three families.
 FILES = [("mamba-q8", "q4_k_m"), ("gdn-q8", "q4_0"), ("mamba2-q8", "q8_0"), ("mamba-q8", "bf16")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import gguf
 import hybridfiles
 import numpy as np
 import pytest
+from randomblocks import RANDOM
 
 import formats
 import modelfiles
@@ -30,8 +32,10 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("kind", modelfiles.TYPES)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [*itertools.product(SMALL, modelfiles.TYPES), *(("gdn", kind) for kind in modelfiles.PURE)],
+)
 def test_made_files_run_and_stay_calm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
 ):
@@ -43,10 +47,9 @@ def test_made_files_run_and_stay_calm(
     assert not list(tmp_path.glob("*.partial"))
 
 
-@pytest.mark.parametrize(
-    "kind", [gguf.GGMLQuantizationType.Q4_K, gguf.GGMLQuantizationType.Q6_K], ids=["q4_k", "q6_k"]
-)
-def test_random_blocks_have_the_deviation_of_other_weights(kind: gguf.GGMLQuantizationType):
+@pytest.mark.parametrize("name", sorted(RANDOM))
+def test_random_blocks_have_the_deviation_of_other_weights(name: str):
+    kind = gguf.GGMLQuantizationType[name]
     data = modelfiles.encoded(np.random.default_rng(0), (64, 256), modelfiles.normal, kind)
     values = gguf.quants.dequantize(np.frombuffer(data, np.uint8).reshape(64, -1), kind)
     assert np.isfinite(values).all() and 0.01 < values.std() < 0.04

@@ -46,10 +46,15 @@ BY_CODE = {
 }
 BY_NAME = {block.name: block for block in BY_CODE.values()}
 F32, F16, BF16, Q8_0 = (BY_NAME[name] for name in ("F32", "F16", "BF16", "Q8_0"))
-Q4_0, Q4_K, Q6_K = (BY_NAME[name] for name in ("Q4_0", "Q4_K", "Q6_K"))
 
 #: Types of whole numbers, which meet activations that are rounded to whole numbers too.
-QUANTIZED = frozenset({Q8_0, Q4_0, Q4_K, Q6_K})
+QUANTIZED = frozenset(
+    BY_NAME[name]
+    for name in (
+        "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4",
+        "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS",
+    )
+)  # fmt: skip
 
 #: Types that kernels compute with as they are; others are widened.
 NATIVE = frozenset({F32, F16, BF16}) | QUANTIZED

@@ -26,7 +26,10 @@ from keelback.kernels.op import Weight
 from keelback.models.graph import Graph
 from modelfiles import encoded, normal
 
-FORMATS = ("Q8_0", "Q4_0", "Q4_K", "Q6_K", "F16", "BF16", "F32")
+FORMATS = (
+    "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS", "MXFP4",
+    "Q3_K", "Q2_K", "F16", "BF16", "F32",
+)  # fmt: skip
 #: Columns of the matrix, and its weights: 144 MB at 4 bits.
 WIDTH, WEIGHTS = 2048, 1 << 28
 #: Rows that are drawn at random; the rest repeat them.

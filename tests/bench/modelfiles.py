@@ -1,7 +1,8 @@
 """Model files of real shapes with random weights, so that a benchmark downloads nothing.
 
 F16 and Q8_0 are written here. Q4_0 and Q4_K_M come from llama.cpp's quantizer where it is installed
-and knows the architecture; otherwise they are written here too, 4-bit blocks at random.
+and knows the architecture; otherwise they are written here too, and so are files whose matrices all
+have one type, some of them with blocks that are random in every bit.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
+from randomblocks import RANDOM, random_blocks
 
 #: The size of the vocabulary of Qwen3.5.
 QWEN = 248_320
 
 TYPES = ("f16", "q8_0", "q4_0", "q4_k_m")
-FTYPES = {"f16": 1, "q8_0": 7, "q4_0": 2, "q4_k_m": 15}
+#: Types that all matrices of a file can have besides.
+PURE = ("q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q5_k", "iq4_nl", "iq4_xs", "mxfp4")
+#: What llama.cpp calls files of all of them.
+FTYPES = dict(zip((*TYPES, *PURE), (1, 7, 2, 15, 3, 8, 9, 10, 12, 17, 25, 30, 38), strict=True))
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 #: Tensor name without `blk.i.` -> shape, and how its values are drawn.
@@ -190,7 +195,7 @@ def model_file(folder: Path, model: str, kind: str) -> Path:
 
 
 def write(path: Path, shape: Shape, kind: str) -> None:
-    """Write a file of one of TYPES, without llama.cpp's help."""
+    """Write a file of one of TYPES or PURE, without llama.cpp's help."""
     writer = gguf.GGUFWriter(path, shape.architecture)
     writer.add_file_type(FTYPES[kind])
     for key, value in shape.keys.items():
@@ -246,6 +251,9 @@ def _type_of(name: str, dims: tuple[int, ...], kind: str, shape: Shape) -> Kind:
         return Kind.F32
     if kind == "f16" or dims[-1] % 32:
         return Kind.F16
+    if kind in PURE:
+        pure = Kind[kind.upper()]
+        return Kind.Q8_0 if dims[-1] % gguf.GGML_QUANT_SIZES[pure][0] else pure
     if kind != "q4_k_m":
         output = name.startswith("token_embd") and dims[-1] % 256 == 0
         return Kind.Q8_0 if kind == "q8_0" else Kind.Q6_K if output else Kind.Q4_0
@@ -258,35 +266,16 @@ def _type_of(name: str, dims: tuple[int, ...], kind: str, shape: Shape) -> Kind:
 
 
 def encoded(random: np.random.Generator, dims: tuple[int, ...], draw: Draw, block: Kind) -> bytes:
-    """Values drawn and encoded; 4-bit and 6-bit superblocks are random in every bit."""
-    if block in (Kind.Q4_K, Kind.Q6_K):
+    """Values drawn and encoded; blocks of RANDOM types are random in every bit."""
+    if block.name in RANDOM:
         count = math.prod(dims) // gguf.GGML_QUANT_SIZES[block][0]
-        return (_random_q4_k if block is Kind.Q4_K else _random_q6_k)(random, count)
+        return random_blocks(random, block.name, count).tobytes()
     values = draw(random, dims)
     if block is Kind.F32:
         return values.tobytes()
     if block is Kind.F16:
         return values.astype(np.float16).tobytes()
     return gguf.quants.quantize(values, block).tobytes()
-
-
-def _random_q4_k(random: np.random.Generator, count: int) -> bytes:
-    """Blocks of 256 with deviation 0.02: d, dmin, 12 bytes of 6-bit scales, 128 of quants."""
-    blocks = random.integers(0, 256, (count, 144), np.uint8)
-    blocks[:, 0:2] = np.full(1, 0.02 / (32 * 4.6), np.float16).view(np.uint8)
-    # The minima equal the scales, so that d * 7.5 times a scale centres the values.
-    blocks[:, 2:4] = np.full(1, 0.02 * 7.5 / (32 * 4.6), np.float16).view(np.uint8)
-    blocks[:, 8:12] = blocks[:, 4:8]
-    blocks[:, 12:16] = (blocks[:, 12:16] & 15) * 17
-    return blocks.tobytes()
-
-
-def _random_q6_k(random: np.random.Generator, count: int) -> bytes:
-    """Blocks of 256 with deviation 0.02: 192 bytes of quants, 16 scales, d."""
-    blocks = random.integers(0, 256, (count, 210), np.uint8)
-    blocks[:, 192:208] = random.integers(16, 128, (count, 16), np.uint8)
-    blocks[:, 208:210] = np.full(1, 0.02 / (72 * 18.5), np.float16).view(np.uint8)
-    return blocks.tobytes()
 
 
 def _peer_quantizes(shape: Shape) -> bool:
