@@ -6,12 +6,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import llvmlite.binding as llvm
 import pytest
 from llvmlite import ir
 
-from keelback.kernels.dots import emit_dot
+from keelback.kernels.dots import emit_dot, emit_lookup
 from keelback.kernels.isa import isa
 
 #: level -> (triple, processor, an instruction it must use, registers it must not)
@@ -24,16 +26,24 @@ DOTS = {
 }
 
 
-def assembly(level: str, signed: bool) -> str:
-    """A function of nothing but the dot product, compiled for the level's processor."""
+#: level -> the instruction that looks bytes up, and how many of them 64 bytes take.
+LOOKUPS = {
+    "vnni512": (r"vpshufb\s.*%zmm", 1), "vnni256": (r"vpshufb\s.*%ymm", 2),
+    "avx2": (r"vpshufb\s.*%ymm", 2), "generic": (r"pshufb\s", 4), "neon": (r"tbl\s+v", 4),
+}  # fmt: skip
+INTS, BYTES = (ir.VectorType(ir.IntType(bits), 512 // bits) for bits in (32, 8))
+
+
+def assembly(
+    level: str, result: ir.Type, given: list[ir.Type], emit: Callable[..., ir.Value]
+) -> str:
+    """A function of nothing but what is emitted, compiled for the level's processor."""
     triple, processor, _, _ = DOTS[level]
-    ints, weights = (ir.VectorType(ir.IntType(bits), 512 // bits) for bits in (32, 8))
     module = ir.Module()
     module.triple = triple
-    kind = ir.FunctionType(ints, [ints, weights, ints])
-    function = ir.Function(module, kind, "dot")
+    function = ir.Function(module, ir.FunctionType(result, given), "function")
     builder = ir.IRBuilder(function.append_basic_block())
-    builder.ret(emit_dot(builder, *function.args, level, signed))
+    builder.ret(emit(builder, *function.args))
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, opt=3)
@@ -43,12 +53,20 @@ def assembly(level: str, signed: bool) -> str:
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("level", DOTS)
 def test_the_dot_product_uses_its_instruction(level: str, signed: bool):
-    text, (_, _, wanted, forbidden) = assembly(level, signed), DOTS[level]
+    emit = partial(emit_dot, level=level, signed=signed)
+    text, (_, _, wanted, forbidden) = assembly(level, INTS, [INTS, BYTES, INTS], emit), DOTS[level]
     assert re.search(wanted, text), text
     assert forbidden is None or forbidden not in text
     # Sixteen lanes take one instruction of 512 bits, or as many of fewer as they fill.
     lanes = {"vnni512": 1, "vnni256": 2, "neon": 4}.get(level)
     assert lanes is None or len(re.findall(wanted, text)) == lanes
+
+
+@pytest.mark.parametrize("level", DOTS)
+def test_the_look_up_uses_its_instruction(level: str):
+    emit = partial(emit_lookup, table=tuple(range(16)), level=level)
+    text, (wanted, count) = assembly(level, BYTES, [BYTES], emit), LOOKUPS[level]
+    assert len(re.findall(wanted, text)) == count, text
 
 
 #: Prints the level, and for each file the largest difference from the definitions' logits.
@@ -71,8 +89,12 @@ for path in sys.argv[1:]:
     wanted, _ = Model(path, backend="numpy", notice=quiet).forward(ids, logits="all")
     print(np.linalg.norm(rows - wanted) / np.linalg.norm(wanted))
 """
-#: Between them every op of three families.
-FILES = [("mamba-q8", "q4_k_m"), ("gdn-q8", "q4_0"), ("mamba2-q8", "q8_0"), ("mamba-q8", "bf16")]
+#: Between them every op of three families, and every way to unpack weights.
+FILES = [
+    ("mamba-q8", "q4_k_m"), ("gdn-q8", "q4_0"), ("mamba2-q8", "q8_0"), ("mamba-q8", "bf16"),
+    ("mamba2-q8", "iq4_xs"), ("gdn-q8", "q3_k"), ("mamba-q8", "q2_k"), ("mamba2-q8", "q5_1"),
+    ("gdn-q8", "mxfp4"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("level", ["avx2", "generic"])
