@@ -13,15 +13,11 @@ import numpy as np
 
 from .encode_affine import affine, affine_fit
 from .encode_lanes import HUGE, VECTOR, ZERO, between, larger, reciprocal, smaller
-from .encode_shared import held, sharing
+from .encode_shared import L, M, NEXT_L, NEXT_M, OFFSETS, VALUES, WEIGHTS, held, sharing
 from .intrinsics import fma, load, nearest, opaque, splat, store, where_less
 from .jit import inline
 
 _F = np.float32
-#: Blocks of a superblock at most, and the rows of `state` in the scratch memory.
-MOST = 16
-VALUES, OFFSETS, WEIGHTS, L, M, NEXT_L, NEXT_M = (VECTOR * MOST * row for row in range(7))
-STATE_FLOATS = 7 * MOST * VECTOR // 4
 
 
 def superblock(blocks: int, count: int, top: int, most: int, starts: int, rounds: int, trim: float):

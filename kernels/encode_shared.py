@@ -14,6 +14,9 @@ _F = np.float32
 LEAST_HALF, LARGEST_HALF = _F(2.0**-24), _F(65504)
 #: Scales that are tried, and how far the last one is from the first, in steps of the multiples.
 TRIES, REACH = 24, 4.0
+#: Rows of a superblock's scratch memory, a vector for each of up to 16 blocks.
+VALUES, OFFSETS, WEIGHTS, L, M, NEXT_L, NEXT_M = (VECTOR * 16 * row for row in range(7))
+STATE_FLOATS = 7 * 16 * VECTOR // 4
 
 
 @inline

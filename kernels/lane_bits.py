@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from llvmlite import ir
 from numba import types
 
 from .halves import narrow_f16
-from .intrinsics import call_llvm, emit_widen_f16, f32x16, ints, lanes_of, pointer_to
+from .intrinsics import LANES, call_llvm, emit_widen_f16, f32x16, ints, lanes_of, pointer_to
 from .jit import intrinsic
 
 _I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
@@ -57,3 +60,24 @@ def store_low_bytes(_typing, address, vector):
         return context.get_dummy_value()
 
     return types.void(types.int64, f32x16), emit
+
+
+def stairs(first: float, edges: Sequence[float], heights: Sequence[float]) -> Any:
+    """An intrinsic: `first`, and the height of every stair whose edge a lane is beyond."""
+
+    @intrinsic
+    def climb(_typing, vector):
+        def emit(context, builder, signature, args):
+            total, flat = _all(first), _all(0.0)
+            for edge, height in zip(edges, heights, strict=True):
+                beyond = builder.fcmp_ordered(">", args[0], _all(edge))
+                total = builder.fadd(total, builder.select(beyond, _all(height), flat))
+            return total
+
+        return f32x16(f32x16), emit
+
+    return climb
+
+
+def _all(value: float) -> ir.Constant:
+    return ir.Constant(lanes_of(_F32), [value] * LANES)
