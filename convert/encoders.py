@@ -17,7 +17,8 @@ _REFERENCE = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q
 
 #: Types that a kernel searches for.
 _SEARCHED = frozenset(
-    {"Q4_0", "Q5_0", "IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+    {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4", "IQ4_NL", "IQ4_XS"}
+    | {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
 )
 
 #: Types that `encode` writes.
