@@ -11,13 +11,13 @@ from .encode_affine import affine_block
 from .encode_affine_super import superblock
 from .encode_lanes import (
     VECTOR,
+    all_ones,
     gather,
     gather_columns,
     normalize,
     put_half,
     scatter,
-    weigh_by_importance,
-    weigh_by_size,
+    weigh,
 )
 from .encode_packing import (
     put_affine_scales,
@@ -64,11 +64,11 @@ def _encoder(name: str, tile) -> None:
             gather(record[SOURCE] + 4 * elements * first, x, elements, lanes)
             unit = normalize(x, elements)
             if record[IMPORTANCE] == 0:
-                weigh_by_size(x, w, elements)
+                all_ones(w, elements)
             else:
                 columns, each = record[IMPORTANCE], record[BLOCKS_EACH]
                 gather_columns(columns, w, elements, lanes, first, each)
-                weigh_by_importance(x, w, elements)
+            weigh(x, w, elements)
             tile(x, w, state, out, unit)
             scatter(out, record[TARGET] + nbytes * first, nbytes, lanes)
             first += LANES

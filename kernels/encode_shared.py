@@ -41,17 +41,17 @@ def sharing(lowest: int, highest: int):
     @inline
     def shared(values, weights, count):
         peak, best, found = splat(ZERO), splat(HUGE), splat(ZERO)
-        for j in range(count):
+        for j in range(opaque(count)):
             peak = larger(peak, absolute(load(values + VECTOR * j)))
         for attempt in range(opaque(signs * TRIES)):
             steps = high + _F(REACH / TRIES) * _F(attempt // signs) - _F(REACH / 4)
             scale = peak * (_F(1) / steps)
             if attempt % signs == 1:
                 scale = splat(ZERO) - scale
-            for _ in range(2):
+            for _ in range(opaque(2)):
                 inverse = reciprocal(scale)
                 error, along, square = splat(ZERO), splat(ZERO), splat(ZERO)
-                for j in range(count):
+                for j in range(opaque(count)):
                     value, weight = load(values + VECTOR * j), load(weights + VECTOR * j)
                     l = between(nearest(value * inverse), low, high)
                     rest = value - scale * l
