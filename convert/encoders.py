@@ -13,7 +13,7 @@ from ..kernels.formats.blocks import BY_NAME, BlockFormat
 from ..kernels.objects import Notice, Progress, addresses, callable_kernel
 
 #: Types whose bytes the format's reference defines, as long as all columns weigh the same.
-_REFERENCE = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4"})
+_DEFINED = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4"})
 
 #: Types that a kernel searches for.
 _SEARCHED = frozenset(
@@ -22,7 +22,7 @@ _SEARCHED = frozenset(
 )
 
 #: Types that `encode` writes.
-WRITABLE = frozenset(BY_NAME[name] for name in _REFERENCE | _SEARCHED)
+WRITABLE = frozenset(BY_NAME[name] for name in _DEFINED | _SEARCHED)
 
 #: The largest magnitude that every place of a type's block can hold; others hold all of float32.
 _LARGEST_HALF = 65504.0
@@ -68,8 +68,8 @@ def encode(
     largest = max(-float(values.min(initial=0)), float(values.max(initial=0)))
     if largest > LIMITS.get(block, largest):
         raise InvalidInput(f"a value of {largest:.3g} is too large for {block.name}; choose BF16")
-    if block.name in _REFERENCE and (importance is None or block.name not in _SEARCHED):
-        return blocks.quantize(values, block).view(np.uint8).reshape(len(values), -1)
+    if block.name in _DEFINED and (importance is None or block.name not in _SEARCHED):
+        return _reference(values, block)
     values = np.ascontiguousarray(values, np.float32)
     rows, width = values.shape
     encoded = np.empty((rows, block.row_bytes(width)), np.uint8)
@@ -84,6 +84,16 @@ def encode(
     run = callable_kernel(addresses([kernel], lambda text: None)[kernel[0]])
     run(record.ctypes.data, 0, 0, 1)
     return encoded
+
+
+def _reference(values: np.ndarray, block: BlockFormat) -> np.ndarray:
+    """Rows as the format's reference writes them."""
+    if block.name == "MXFP4":
+        # Exponents of less than this wrap around there.
+        values = np.where(np.abs(values) < 2.0**-120, np.float32(0), values)
+    # The inverse of a very small scale is infinite; the scale is 0 then.
+    with np.errstate(all="ignore"):
+        return blocks.quantize(values, block).view(np.uint8).reshape(len(values), -1)
 
 
 def _kernel(name: str) -> tuple[str, str]:
