@@ -18,7 +18,7 @@ def store_halves(_typing, address, vector):
     """Store 16 floats as halves."""
 
     def emit(context, builder, signature, args):
-        halves = _narrow_f16(builder, args[1])
+        halves = narrow_f16(builder, args[1])
         builder.store(halves, pointer_to(builder, args[0], halves.type), align=1)
         return context.get_dummy_value()
 
@@ -30,7 +30,7 @@ def store_half(_typing, address, value):
     """Store a float as a half."""
 
     def emit(context, builder, signature, args):
-        halves = _narrow_f16(builder, emit_splat(builder, args[1]))
+        halves = narrow_f16(builder, emit_splat(builder, args[1]))
         first = builder.extract_element(halves, _I32(0))
         builder.store(first, pointer_to(builder, args[0], first.type), align=1)
         return context.get_dummy_value()
@@ -38,7 +38,7 @@ def store_half(_typing, address, value):
     return types.void(types.int64, types.float32), emit
 
 
-def _narrow_f16(builder, vector):
+def narrow_f16(builder, vector):
     """Floats as halves; without the instruction for it, by moving their bits."""
     if isa().f16c:
         return builder.fptrunc(vector, lanes_of(_F16))
