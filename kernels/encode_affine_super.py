@@ -74,8 +74,13 @@ def superblock(blocks: int, count: int, top: int, most: int, starts: int, rounds
                 _, left, _, _, _ = measure(x_j, w_j, count, scale * l, zero - low * before)
                 m = before - left * reciprocal(total) * inverse
                 m = between(nearest(m), ZERO, limit)
-                error, left, slope, linear, square = measure(x_j, w_j, count, scale * l, zero - low * m)
-                best_l, best_m = where_less(error, best, l, best_l), where_less(error, best, m, best_m)
+                error, left, slope, linear, square = measure(
+                    x_j, w_j, count, scale * l, zero - low * m
+                )
+                best_l, best_m = (
+                    where_less(error, best, l, best_l),
+                    where_less(error, best, m, best_m),
+                )
                 best_left = where_less(error, best, left, best_left)
                 best_slope = where_less(error, best, slope, best_slope)
                 best_linear = where_less(error, best, linear, best_linear)
@@ -101,7 +106,9 @@ def superblock(blocks: int, count: int, top: int, most: int, starts: int, rounds
         inverse = reciprocal(low)
         for j in range(opaque(blocks)):
             at = VECTOR * j
-            store(state + M + at, between(nearest(load(state + VALUES + at) * inverse), ZERO, limit))
+            store(
+                state + M + at, between(nearest(load(state + VALUES + at) * inverse), ZERO, limit)
+            )
         best, best_scale, best_low = splat(HUGE), scale, low
         for _ in range(opaque(rounds)):
             error, next_scale, next_low = step(x, w, state, scale, low)

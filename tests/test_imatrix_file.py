@@ -133,6 +133,7 @@ def test_a_name_without_room_for_the_ending_is_refused(tmp_path: Path):
         (KIND, {"a.in_sum2": ONE["a.in_sum2"]}, r"lacks the tensor a\.counts"),
         (KIND, {"a.counts": ONE["a.counts"]}, r"lacks the tensor a\.in_sum2"),
         (KIND, ONE | {"a.counts": np.ones(3, np.float32)}, "3 counts for the 1 matrices of a"),
+        (KIND, ONE | {"a.counts": np.full(1, 0.5, np.float32)}, "for a that are no whole numbers"),
         (KIND, ONE | {"a.in_sum2": np.ones(8, np.float16)}, r"a\.in_sum2 as F16"),
         (
             KIND,

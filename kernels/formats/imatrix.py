@@ -79,6 +79,8 @@ def read(path: str | Path) -> Importance:
     for name in sorted(names):
         sums, counts = _values(file, name + SUMS), _values(file, name + COUNTS).reshape(-1)
         matrices = sums.reshape(-1, sums.shape[-1])
+        if (counts % 1).any():
+            raise file.broken(f"holds counts for {name} that are no whole numbers")
         if len(counts) != len(matrices):
             raise file.broken(
                 f"holds {len(counts)} counts for the {len(matrices)} matrices of {name}"
