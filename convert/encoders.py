@@ -16,7 +16,10 @@ from ..kernels.objects import Notice, Progress, addresses, callable_kernel
 _REFERENCE = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4"})
 
 #: Types that a kernel searches for.
-_SEARCHED = frozenset({"Q4_0", "Q5_0", "IQ4_NL", "IQ4_XS", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"})
+_SEARCHED = frozenset(
+    {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4", "IQ4_NL", "IQ4_XS"}
+    | {"Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"}
+)
 
 #: Types that `encode` writes.
 WRITABLE = frozenset(BY_NAME[name] for name in _REFERENCE | _SEARCHED)

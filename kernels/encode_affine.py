@@ -11,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from .encode_lanes import HUGE, VECTOR, ZERO, between, larger, reciprocal, smaller
-from .intrinsics import fma, load, nearest, opaque, splat, where_less
+from .encode_shared import held
+from .intrinsics import fma, load, nearest, opaque, splat, store, where_less
 from .jit import inline
-from .lane_bits import as_half
 
 _F = np.float32
 #: A system whose determinant is less than this, relative to its terms, has no solution.
@@ -75,12 +75,6 @@ def affine_fit(top: int, free: bool, halves: bool, starts: int, rounds: int, tri
     share = _F(trim / top)
 
     @inline
-    def rounded(value, unit):
-        if halves:
-            return as_half(value * unit) * reciprocal(unit)
-        return value
-
-    @inline
     def fit(x, w, count, unit):
         low, highest, total = load(x), load(x), splat(ZERO)
         for i in range(opaque(count)):
@@ -95,7 +89,8 @@ def affine_fit(top: int, free: bool, halves: bool, starts: int, rounds: int, tri
             under, over = _F(start % starts) * share, _F(start // starts) * share
             d, o = span * ((_F(1) - under - over) * _F(1 / top)), fma(span, splat(under), low)
             for _ in range(opaque(rounds)):
-                d, o = rounded(d, unit), rounded(o, unit)
+                if halves:
+                    d, o = held(d, unit), held(o, unit)
                 error, left, slope, linear, square = measure(x, w, count, d, o)
                 best_d = where_less(error, best, d, best_d)
                 best_o = where_less(error, best, o, best_o)
@@ -104,3 +99,23 @@ def affine_fit(top: int, free: bool, halves: bool, starts: int, rounds: int, tri
         return best_d, best_o, total
 
     return fit
+
+
+def affine_block(top: int, count: int, starts: int, trim: float):
+    """A function that encodes a tile of blocks with a scale and an offset: encode(x, w, state, unit).
+
+    x, w: addresses of the values and weights in lanes; x becomes the whole numbers. Returns d and o.
+    """
+    code, _, _ = affine(top, True)
+    fit = affine_fit(top, True, True, starts, 3, trim)
+
+    @inline
+    def encode(x, w, state, unit):
+        d, o, _ = fit(x, w, count, unit)
+        inverse = reciprocal(d)
+        shift = (splat(ZERO) - o) * inverse
+        for i in range(opaque(count)):
+            store(x + VECTOR * i, code(load(x + VECTOR * i), inverse, shift))
+        return d, o
+
+    return encode

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .encode_affine import affine_block
 from .encode_affine_super import superblock
 from .encode_lanes import (
     VECTOR,
@@ -26,9 +27,17 @@ from .encode_packing import (
     put_signed_scales,
     put_table_scales,
 )
-from .encode_scaled import listed, scaled_block, scaled_superblock, whole
+from .encode_scaled import (
+    listed,
+    powers_block,
+    scaled_block,
+    scaled_superblock,
+    signed,
+    whole,
+)
 from .encode_shared import STATE_FLOATS, L, M
 from .encoding import BLOCKS, BLOCKS_EACH, IMPORTANCE, SOURCE, TARGET
+from .float_bits import exponent
 from .formats.blocks import BY_NAME
 from .intrinsics import LANES, i64, load, opaque, stack
 from .jit import inline, kernel
@@ -67,6 +76,10 @@ def _encoder(name: str, tile) -> None:
 
 #: The 16 numbers of IQ4_NL and IQ4_XS.
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+#: The magnitudes of MXFP4, twice as large as they are.
+MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12)
+#: The exponent of the least power of two that is a scale of MXFP4, halved as its numbers are doubled.
+MXFP4_BIAS = 128
 
 _q4_k = superblock(blocks=8, count=32, top=15, most=63, starts=6, rounds=4, trim=0.4)
 _q5_k = superblock(blocks=8, count=32, top=31, most=63, starts=6, rounds=4, trim=0.5)
@@ -77,6 +90,10 @@ _iq4_xs = scaled_superblock(listed(IQ4_VALUES), 8, 32, 32, starts=8, rounds=4, t
 _iq4_nl = scaled_block(listed(IQ4_VALUES), 32, starts=12, trim=0.02)
 _q4_0 = scaled_block(whole(-8, 7), 32, starts=12, trim=0.02)
 _q5_0 = scaled_block(whole(-16, 15), 32, starts=12, trim=0.02)
+_q4_1 = affine_block(15, 32, starts=6, trim=0.4)
+_q5_1 = affine_block(31, 32, starts=6, trim=0.5)
+#: The largest magnitude is at least 1, and 12 times the least of these scales.
+_mxfp4 = powers_block(signed(MXFP4_VALUES), 32, first=2.0**-4, powers=3)
 
 
 def _q4_or_q5_k(search, fifth: bool):
@@ -151,7 +168,35 @@ def _one_scale(search, fifth: bool):
     return tile
 
 
+def _scale_and_offset(search, fifth: bool):
+    """Blocks of 32 with a scale and an offset."""
+
+    @inline
+    def tile(x, w, state, out, unit):
+        d, o = search(x, w, state, unit)
+        put_half(out, d * unit)
+        put_half(out + 2 * LANES, o * unit)
+        if fifth:
+            put_bits(out + 4 * LANES, x, 16, 1, 8, 4)
+            put_nibbles(out + 8 * LANES, x, 16, 1)
+        else:
+            put_nibbles(out + 4 * LANES, x, 16, 1)
+
+    return tile
+
+
+@inline
+def _tile_mxfp4(x, w, state, out, unit):
+    d = _mxfp4(x, w)
+    # The exponent of a power of two is one more than its logarithm.
+    store_low_bytes(out, exponent(d * unit) + _F(MXFP4_BIAS - 1))
+    put_nibbles(out + LANES, x, 16, 1)
+
+
 for _name, _tile in {
+    "MXFP4": _tile_mxfp4,
+    "Q4_1": _scale_and_offset(_q4_1, False),
+    "Q5_1": _scale_and_offset(_q5_1, True),
     "Q4_0": _one_scale(_q4_0, False),
     "Q5_0": _one_scale(_q5_0, True),
     "IQ4_NL": _one_scale(_iq4_nl, False),

@@ -59,6 +59,26 @@ def listed(table: Sequence[int]) -> Codes:
     return Codes(climb, count, -values[0])
 
 
+def signed(table: Sequence[int]) -> Codes:
+    """The numbers of a table that ascends from 0, and their negatives; these come after it."""
+    values = np.array(table, np.float64)
+    edges, heights = (values[1:] + values[:-1]) / 2, np.diff(values)
+    climb, count = stairs(0.0, edges, heights), stairs(0.0, edges, np.ones(len(edges)))
+    least, negative = _F(edges[0]), _F(len(table))
+
+    @inline
+    def value(y):
+        size = climb(absolute(y))
+        return where_less(y, splat(ZERO), splat(ZERO) - size, size)
+
+    @inline
+    def number(y):
+        size = count(absolute(y))
+        return where_less(y, splat(-least), size + negative, size)
+
+    return Codes(value, number, values[-1])
+
+
 def _measure(codes: Codes):
     """measure(x, w, count, d): the error, and the sums of w r c and w c c, r what is left."""
     code = codes.value
@@ -127,6 +147,29 @@ def scaled_block(codes: Codes, count: int, starts: int, trim: float):
         for i in range(opaque(count)):
             store(x + VECTOR * i, number(load(x + VECTOR * i) * inverse))
         return d
+
+    return encode
+
+
+def powers_block(codes: Codes, count: int, first: float, powers: int):
+    """A function that encodes a tile of blocks whose scales are powers of two: encode(x, w).
+
+    Of `first` and the `powers` - 1 powers of two above it, the scale with the least error is taken.
+    x, w: addresses of the values and weights in lanes; x becomes the numbers' numbers. Returns d.
+    """
+    measure, number = _measure(codes), codes.number
+
+    @inline
+    def encode(x, w):
+        d, best, best_d = splat(_F(first)), splat(HUGE), splat(ZERO)
+        for _ in range(opaque(powers)):
+            error, _, _ = measure(x, w, count, d)
+            best_d = where_less(error, best, d, best_d)
+            best, d = smaller(error, best), d + d
+        inverse = reciprocal(best_d)
+        for i in range(opaque(count)):
+            store(x + VECTOR * i, number(load(x + VECTOR * i) * inverse))
+        return best_d
 
     return encode
 
