@@ -18,6 +18,10 @@ from .plan import Part, Tensor
 #: Bytes of float32 that are encoded at once: few enough to stay in a processor's cache.
 CHUNK_BYTES = 1 << 20
 
+#: The largest value of a type: of those with scales in float16 what each of them can hold.
+_LIMIT = 65504.0
+_LIMITS = {"F32": math.inf, "BF16": 3.38e38, "Q8_0": 127 * _LIMIT}
+
 
 def size_of(shape: tuple[int, ...], kind: BlockFormat) -> int:
     """Bytes of a tensor in a type."""
@@ -62,20 +66,19 @@ def encoded(
     the columns of a stack of matrices of `rows` rows each, or None. Raises InvalidFile, which names
     the tensor, for values that are not finite or too large for the type.
     """
-    if not np.isfinite(values).all():
+    largest = max(-float(values.min()), float(values.max()))
+    if not math.isfinite(largest):  # so it is also beside a NaN
         raise _not_finite(name)
-    with np.errstate(over="ignore"):  # which is found below
-        if importance is None:
-            result = encode(values, kind)
-        else:
-            matrices = _matrices(first, len(values), rows)
-            result = np.concatenate(
-                [encode(values[begin:end], kind, importance[i]) for i, begin, end in matrices]
-            )
-    data = np.ascontiguousarray(result).reshape(-1).data
-    if any(not_finite(data, kind)):
+    if largest > _LIMITS.get(kind.name, _LIMIT):
         raise InvalidFile(f"a value of {name} is too large for {kind.name}; choose the type F32")
-    return data
+    if importance is None:
+        result = encode(values, kind)
+    else:
+        matrices = _matrices(first, len(values), rows)
+        result = np.concatenate(
+            [encode(values[begin:end], kind, importance[i]) for i, begin, end in matrices]
+        )
+    return np.ascontiguousarray(result).reshape(-1).data
 
 
 def _matrices(first: int, count: int, rows: int) -> Iterator[tuple[int, int, int]]:

@@ -147,9 +147,7 @@ def ours(source: Path, kind: str, wishes: Wishes = PLAIN) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_plain_mixtures_are_llamacpps(
-    stretched: Any, tmp_path: Path, name: str, kind: str
-) -> None:
+def test_plain_mixtures_are_llamacpps(stretched: Any, tmp_path: Path, name: str, kind: str) -> None:
     assert ours(stretched(name), kind) == theirs(stretched(name), tmp_path / "x.gguf", kind)
 
 
