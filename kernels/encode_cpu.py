@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from .encode_affine import affine_block
-from .encode_affine_super import superblock
+from .encode_affine import Affine, encode_block
+from .encode_affine_super import encode_superblock
+from .encode_codes import listed, signed, whole
 from .encode_lanes import (
     VECTOR,
+    all_ones,
     gather,
     gather_columns,
     normalize,
     put_half,
     scatter,
-    weigh_by_importance,
-    weigh_by_size,
+    weigh,
 )
 from .encode_packing import (
     put_affine_scales,
@@ -27,19 +28,12 @@ from .encode_packing import (
     put_signed_scales,
     put_table_scales,
 )
-from .encode_scaled import (
-    listed,
-    powers_block,
-    scaled_block,
-    scaled_superblock,
-    signed,
-    whole,
-)
-from .encode_shared import STATE_FLOATS, L, M
+from .encode_scaled import Scaled, encoders
+from .encode_shared import STATE_FLOATS, M, S
 from .encoding import BLOCKS, BLOCKS_EACH, IMPORTANCE, SOURCE, TARGET
 from .float_bits import exponent
 from .formats.blocks import BY_NAME
-from .intrinsics import LANES, i64, load, opaque, stack
+from .intrinsics import LANES, i64, load, opaque, splat, stack
 from .jit import inline, kernel
 from .lane_bits import store_low_bytes
 
@@ -64,11 +58,11 @@ def _encoder(name: str, tile) -> None:
             gather(record[SOURCE] + 4 * elements * first, x, elements, lanes)
             unit = normalize(x, elements)
             if record[IMPORTANCE] == 0:
-                weigh_by_size(x, w, elements)
+                all_ones(w, elements)
             else:
                 columns, each = record[IMPORTANCE], record[BLOCKS_EACH]
                 gather_columns(columns, w, elements, lanes, first, each)
-                weigh_by_importance(x, w, elements)
+            weigh(x, w, elements)
             tile(x, w, state, out, unit)
             scatter(out, record[TARGET] + nbytes * first, nbytes, lanes)
             first += LANES
@@ -78,33 +72,45 @@ def _encoder(name: str, tile) -> None:
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 #: The magnitudes of MXFP4, twice as large as they are.
 MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12)
-#: The exponent of the least power of two that is a scale of MXFP4, halved as its numbers are doubled.
+#: An MXFP4 byte less this is a scale's exponent: it is halved, for the magnitudes are doubled.
 MXFP4_BIAS = 128
 
-_q4_k = superblock(blocks=8, count=32, top=15, most=63, starts=6, rounds=4, trim=0.4)
-_q5_k = superblock(blocks=8, count=32, top=31, most=63, starts=6, rounds=4, trim=0.5)
-_q2_k = superblock(blocks=16, count=16, top=3, most=15, starts=4, rounds=4, trim=0.25)
-_q6_k = scaled_superblock(whole(-32, 31), 16, 16, 128, starts=8, rounds=4, trim=0.01)
-_q3_k = scaled_superblock(whole(-4, 3), 16, 16, 32, starts=8, rounds=4, trim=0.05)
-_iq4_xs = scaled_superblock(listed(IQ4_VALUES), 8, 32, 32, starts=8, rounds=4, trim=0.02)
-_iq4_nl = scaled_block(listed(IQ4_VALUES), 32, starts=12, trim=0.02)
-_q4_0 = scaled_block(whole(-8, 7), 32, starts=12, trim=0.02)
-_q5_0 = scaled_block(whole(-16, 15), 32, starts=12, trim=0.02)
-_q4_1 = affine_block(15, 32, starts=6, trim=0.4)
-_q5_1 = affine_block(31, 32, starts=6, trim=0.5)
-#: The largest magnitude is at least 1, and 12 times the least of these scales.
-_mxfp4 = powers_block(signed(MXFP4_VALUES), 32, first=2.0**-4, powers=3)
+
+def _affine(size, top, starts, trim, blocks=1, most=0) -> Affine:
+    single = blocks == 1
+    return Affine(size, _F(top), single, single, starts, _F(trim), blocks, _F(most))
 
 
-def _q4_or_q5_k(search, fifth: bool):
+def _scaled(size, lowest, highest, starts, trim, blocks=1, most=0) -> Scaled:
+    # A quarter of the scales leave the lowest number unused; the others lose the largest values.
+    first, single = 1 - trim * (starts // 4), blocks == 1
+    lowest, highest, first = _F(lowest), _F(highest), _F(first)
+    return Scaled(size, lowest, highest, single, starts, first, _F(trim), blocks, _F(most))
+
+
+Q4_1, Q5_1 = _affine(32, 15, 6, 0.4), _affine(32, 31, 6, 0.5)
+Q4_K, Q5_K = _affine(32, 15, 6, 0.4, 8, 63), _affine(32, 31, 6, 0.5, 8, 63)
+Q2_K = _affine(16, 3, 4, 0.25, 16, 15)
+Q4_0, Q5_0 = _scaled(32, -8, 7, 12, 0.02), _scaled(32, -16, 15, 12, 0.02)
+Q3_K, Q6_K = _scaled(16, -4, 3, 8, 0.05, 16, 32), _scaled(16, -32, 31, 8, 0.01, 16, 128)
+IQ4_NL, IQ4_XS = _scaled(32, -127, 113, 12, 0.02), _scaled(32, -127, 113, 8, 0.02, 8, 32)
+MXFP4 = _scaled(32, -12, 12, 0, 0)
+#: The least scale of MXFP4 that is tried, where the largest magnitude is from 1 to 2, and how many.
+MXFP4_LEAST, MXFP4_SCALES = _F(2.0**-4), 3
+
+_WHOLE, _IQ4, _FP4 = encoders(whole()), encoders(listed(IQ4_VALUES)), encoders(signed(MXFP4_VALUES))
+_whole_super, _iq4_super, _fp4_powers = _WHOLE.superblock, _IQ4.superblock, _FP4.powers
+
+
+def _q4_or_q5_k(plan, fifth: bool):
     """Q4_K, or Q5_K with a fifth bit: D, M, scales and offsets, and the numbers of 8 blocks."""
 
     @inline
     def tile(x, w, state, out, unit):
-        d, m = search(x, w, state, unit)
+        d, m = encode_superblock(x, w, plan, state, unit)
         put_half(out, d * unit)
         put_half(out + 2 * LANES, m * unit)
-        put_affine_scales(out + 4 * LANES, state + L, state + M)
+        put_affine_scales(out + 4 * LANES, state + S, state + M)
         if fifth:
             put_bits(out + 16 * LANES, x, 16, 32, 1, 32)
             put_nibbles(out + 48 * LANES, x, 32, 4)
@@ -116,9 +122,9 @@ def _q4_or_q5_k(search, fifth: bool):
 
 @inline
 def _tile_q2_k(x, w, state, out, unit):
-    d, m = _q2_k(x, w, state, unit)
+    d, m = encode_superblock(x, w, Q2_K, state, unit)
     for j in range(opaque(16)):
-        scales = load(state + L + VECTOR * j) + load(state + M + VECTOR * j) * _F(16)
+        scales = load(state + S + VECTOR * j) + load(state + M + VECTOR * j) * _F(16)
         store_low_bytes(out + LANES * j, scales)
     put_pairs(out + 16 * LANES, x, 1)
     put_half(out + 80 * LANES, d * unit)
@@ -127,38 +133,38 @@ def _tile_q2_k(x, w, state, out, unit):
 
 @inline
 def _tile_q3_k(x, w, state, out, unit):
-    d = _q3_k(x, w, state, unit)
+    d = _whole_super(x, w, Q3_K, state, unit)
     put_bits(out, x, 4, 32, 1, 32)
     put_pairs(out + 32 * LANES, x, 1)
-    put_signed_scales(out + 96 * LANES, state + L)
+    put_signed_scales(out + 96 * LANES, state + S)
     put_half(out + 108 * LANES, d * unit)
 
 
 @inline
 def _tile_q6_k(x, w, state, out, unit):
-    d = _q6_k(x, w, state, unit)
+    d = _whole_super(x, w, Q6_K, state, unit)
     for chunk in range(opaque(2)):
         put_nibbles(out + 64 * LANES * chunk, x + 128 * VECTOR * chunk, 64, 1)
     put_pairs(out + 128 * LANES, x, 16)
     for j in range(opaque(16)):
-        store_low_bytes(out + LANES * (192 + j), load(state + L + VECTOR * j))
+        store_low_bytes(out + LANES * (192 + j), load(state + S + VECTOR * j))
     put_half(out + 208 * LANES, d * unit)
 
 
 @inline
 def _tile_iq4_xs(x, w, state, out, unit):
-    d = _iq4_xs(x, w, state, unit)
+    d = _iq4_super(x, w, IQ4_XS, state, unit)
     put_half(out, d * unit)
-    put_table_scales(out + 2 * LANES, state + L)
+    put_table_scales(out + 2 * LANES, state + S)
     put_nibbles(out + 8 * LANES, x, 16, 8)
 
 
-def _one_scale(search, fifth: bool):
+def _one_scale(search, plan, fifth: bool):
     """Blocks of 32 with a scale: of 16 numbers, or of 32 with a fifth bit."""
 
     @inline
     def tile(x, w, state, out, unit):
-        put_half(out, search(x, w, state, unit) * unit)
+        put_half(out, search(x, w, plan, unit) * unit)
         if fifth:
             put_bits(out + 2 * LANES, x, 16, 1, 8, 4)
             put_nibbles(out + 6 * LANES, x, 16, 1)
@@ -168,12 +174,12 @@ def _one_scale(search, fifth: bool):
     return tile
 
 
-def _scale_and_offset(search, fifth: bool):
+def _scale_and_offset(plan, fifth: bool):
     """Blocks of 32 with a scale and an offset."""
 
     @inline
     def tile(x, w, state, out, unit):
-        d, o = search(x, w, state, unit)
+        d, o = encode_block(x, w, plan, unit)
         put_half(out, d * unit)
         put_half(out + 2 * LANES, o * unit)
         if fifth:
@@ -187,7 +193,7 @@ def _scale_and_offset(search, fifth: bool):
 
 @inline
 def _tile_mxfp4(x, w, state, out, unit):
-    d = _mxfp4(x, w)
+    d = _fp4_powers(x, w, MXFP4, splat(MXFP4_LEAST), MXFP4_SCALES)
     # The exponent of a power of two is one more than its logarithm.
     store_low_bytes(out, exponent(d * unit) + _F(MXFP4_BIAS - 1))
     put_nibbles(out + LANES, x, 16, 1)
@@ -195,16 +201,16 @@ def _tile_mxfp4(x, w, state, out, unit):
 
 for _name, _tile in {
     "MXFP4": _tile_mxfp4,
-    "Q4_1": _scale_and_offset(_q4_1, False),
-    "Q5_1": _scale_and_offset(_q5_1, True),
-    "Q4_0": _one_scale(_q4_0, False),
-    "Q5_0": _one_scale(_q5_0, True),
-    "IQ4_NL": _one_scale(_iq4_nl, False),
+    "Q4_1": _scale_and_offset(Q4_1, False),
+    "Q5_1": _scale_and_offset(Q5_1, True),
+    "Q4_0": _one_scale(_WHOLE.block, Q4_0, False),
+    "Q5_0": _one_scale(_WHOLE.block, Q5_0, True),
+    "IQ4_NL": _one_scale(_IQ4.block, IQ4_NL, False),
     "IQ4_XS": _tile_iq4_xs,
     "Q2_K": _tile_q2_k,
     "Q3_K": _tile_q3_k,
-    "Q4_K": _q4_or_q5_k(_q4_k, False),
-    "Q5_K": _q4_or_q5_k(_q5_k, True),
+    "Q4_K": _q4_or_q5_k(Q4_K, False),
+    "Q5_K": _q4_or_q5_k(Q5_K, True),
     "Q6_K": _tile_q6_k,
 }.items():
     _encoder(_name, _tile)

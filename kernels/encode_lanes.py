@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import LANES, absolute, f32, i8, load, splat, store, where_less
+from .intrinsics import LANES, absolute, f32, fma, i8, load, opaque, splat, store, where_less
 from .jit import inline
 from .lane_bits import floor, half_bits, power_below, root, store_low_bytes
 
 VECTOR = 4 * LANES
 _F = np.float32
-ZERO, ONE, MINUS_ONE, TWO = _F(0), _F(1), _F(-1), _F(2)
+ZERO, ONE = _F(0), _F(1)
 #: Larger than any error.
 HUGE = _F(3e38)
 #: Below it, a block's values are left as small as they are.
-LEAST = _F(2.0**-100)
+LEAST = _F(2.0**-96)
 
 
 @inline
@@ -48,10 +48,10 @@ def gather(source, target, elements, lanes):
     """`lanes` blocks of floats that follow each other, to lanes; those left over get zeros."""
     values, to = f32(source), f32(target)
     for lane in range(lanes):
-        for i in range(elements):
+        for i in range(opaque(elements)):
             to[LANES * i + lane] = values[elements * lane + i]
     for lane in range(lanes, LANES):
-        for i in range(elements):
+        for i in range(opaque(elements)):
             to[LANES * i + lane] = ZERO
 
 
@@ -61,11 +61,17 @@ def gather_columns(source, target, elements, lanes, first, blocks):
     values, to = f32(source), f32(target)
     for lane in range(lanes):
         at = (first + lane) % blocks * elements
-        for i in range(elements):
+        for i in range(opaque(elements)):
             to[LANES * i + lane] = values[at + i]
     for lane in range(lanes, LANES):
-        for i in range(elements):
-            to[LANES * i + lane] = ONE
+        for i in range(opaque(elements)):
+            to[LANES * i + lane] = ZERO
+
+
+@inline
+def all_ones(target, elements):
+    for i in range(opaque(elements)):
+        store(target + VECTOR * i, splat(ONE))
 
 
 @inline
@@ -73,7 +79,7 @@ def scatter(source, target, nbytes, lanes):
     """Bytes in lanes, to `lanes` blocks that follow each other."""
     values, to = i8(source), i8(target)
     for lane in range(lanes):
-        for i in range(nbytes):
+        for i in range(opaque(nbytes)):
             to[nbytes * lane + i] = values[LANES * i + lane]
 
 
@@ -84,39 +90,30 @@ def normalize(x, elements):
     Returns what they were divided by. So nothing overflows or is lost in between.
     """
     peak = splat(ZERO)
-    for i in range(elements):
+    for i in range(opaque(elements)):
         peak = larger(peak, absolute(load(x + VECTOR * i)))
     unit = power_below(larger(peak, splat(LEAST)))
     inverse = splat(ONE) / unit
-    for i in range(elements):
+    for i in range(opaque(elements)):
         store(x + VECTOR * i, load(x + VECTOR * i) * inverse)
     return unit
 
 
 @inline
-def mean_square(x, elements):
+def weigh(x, weights, elements):
+    """Multiply weights of columns by what an error of a value counts for its size.
+
+    That is (8 x'**2 + x**2)**0.5, where x' is typical of the block: large values matter somewhat
+    more, for they meet large activations more often than chance would have it.
+    """
     total = splat(ZERO)
-    for i in range(elements):
+    for i in range(opaque(elements)):
         value = load(x + VECTOR * i)
-        total = total + value * value
-    return total * _F(1 / elements)
-
-
-@inline
-def weigh_by_size(x, weights, elements):
-    """Weights for columns of which nothing is known: large values matter somewhat more."""
-    typical = root(mean_square(x, elements))
-    for i in range(elements):
-        store(weights + VECTOR * i, typical + absolute(load(x + VECTOR * i)))
-
-
-@inline
-def weigh_by_importance(x, weights, elements):
-    """Weights from the columns' importance, which is in their place."""
-    typical = mean_square(x, elements) * TWO
-    for i in range(elements):
+        total = fma(value, value, total)
+    typical = total * _F(8 / elements)
+    for i in range(opaque(elements)):
         value, at = load(x + VECTOR * i), weights + VECTOR * i
-        store(at, load(at) * root(typical + value * value))
+        store(at, load(at) * root(fma(value, value, typical)))
 
 
 @inline

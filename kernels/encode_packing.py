@@ -38,7 +38,7 @@ def put_pairs(target, codes, shift):
     for chunk in range(opaque(2)):
         for i in range(opaque(32)):
             byte, place = splat(ZERO), _F(1)
-            for part in range(4):
+            for part in range(opaque(4)):
                 code = high(load(codes + VECTOR * (128 * chunk + 32 * part + i)), shift)
                 byte, place = byte + lowest(code, 4) * place, place * _F(4)
             store_low_bytes(target + LANES * (32 * chunk + i), byte)
@@ -49,47 +49,47 @@ def put_bits(target, codes, parts, apart, along, count):
     """One bit, that of value `parts`: 8 numbers `apart` from each other share each of the bytes."""
     for i in range(opaque(count)):
         byte, place = splat(ZERO), _F(1)
-        for bit in range(8):
+        for bit in range(opaque(8)):
             code = high(load(codes + VECTOR * (apart * bit + along * i)), parts)
             byte, place = byte + lowest(code, 2) * place, place * _F(2)
         store_low_bytes(target + LANES * i, byte)
 
 
 @inline
-def put_affine_scales(target, l, m):
+def put_affine_scales(target, s, m):
     """8 scales and 8 offsets of six bits each, in 12 bytes."""
-    for j in range(4):
+    for j in range(opaque(4)):
         first, last = VECTOR * j, VECTOR * (j + 4)
-        tops = high(load(l + last), 16), high(load(m + last), 16)
-        store_low_bytes(target + LANES * j, load(l + first) + tops[0] * _F(64))
+        tops = high(load(s + last), 16), high(load(m + last), 16)
+        store_low_bytes(target + LANES * j, load(s + first) + tops[0] * _F(64))
         store_low_bytes(target + LANES * (j + 4), load(m + first) + tops[1] * _F(64))
-        mixed = lowest(load(l + last), 16) + lowest(load(m + last), 16) * _F(16)
+        mixed = lowest(load(s + last), 16) + lowest(load(m + last), 16) * _F(16)
         store_low_bytes(target + LANES * (j + 8), mixed)
 
 
 @inline
-def put_signed_scales(target, l):
+def put_signed_scales(target, s):
     """16 scales of six bits, from -32 to 31, in 12 bytes: four bits of each, then the other two."""
-    for j in range(8):
-        low, last = load(l + VECTOR * j) + _F(32), load(l + VECTOR * (j + 8)) + _F(32)
+    for j in range(opaque(8)):
+        low, last = load(s + VECTOR * j) + _F(32), load(s + VECTOR * (j + 8)) + _F(32)
         store_low_bytes(target + LANES * j, lowest(low, 16) + lowest(last, 16) * _F(16))
-    for j in range(4):
+    for j in range(opaque(4)):
         byte, place = splat(ZERO), _F(1)
-        for part in range(4):
-            top = high(load(l + VECTOR * (4 * part + j)) + _F(32), 16)
+        for part in range(opaque(4)):
+            top = high(load(s + VECTOR * (4 * part + j)) + _F(32), 16)
             byte, place = byte + top * place, place * _F(4)
         store_low_bytes(target + LANES * (8 + j), byte)
 
 
 @inline
-def put_table_scales(target, l):
+def put_table_scales(target, s):
     """8 scales of six bits, from -32 to 31: two bits of each in 2 bytes, then the others in 4."""
-    for half in range(2):
+    for half in range(opaque(2)):
         byte, place = splat(ZERO), _F(1)
-        for part in range(4):
-            top = high(load(l + VECTOR * (4 * half + part)) + _F(32), 16)
+        for part in range(opaque(4)):
+            top = high(load(s + VECTOR * (4 * half + part)) + _F(32), 16)
             byte, place = byte + top * place, place * _F(4)
         store_low_bytes(target + LANES * half, byte)
-    for j in range(4):
-        low, up = load(l + 2 * VECTOR * j) + _F(32), load(l + 2 * VECTOR * j + VECTOR) + _F(32)
+    for j in range(opaque(4)):
+        low, up = load(s + 2 * VECTOR * j) + _F(32), load(s + 2 * VECTOR * j + VECTOR) + _F(32)
         store_low_bytes(target + LANES * (2 + j), lowest(low, 16) + lowest(up, 16) * _F(16))

@@ -4,241 +4,185 @@ What is minimised is the sum of w (x - d c)**2. For given c, the best d is a quo
 for given d, the best c is the nearest. The two in turn come to a place that neither can better, but
 not to the best one: so a search begins at several scales of either sign, for the numbers reach
 further on one side of 0.
+
+In a superblock a value is D s c: D is a half, s a whole number of each block. The blocks' best
+scales decide D. From then on everything is what is stored: every block tries the neighbours of its
+s, and D solves the least squares of the superblock, for a few rounds of which the best counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .encode_lanes import HUGE, VECTOR, ZERO, between, larger, reciprocal, smaller
-from .encode_shared import L, NEXT_L, VALUES, WEIGHTS, held, sharing
+from .encode_codes import Codes
+from .encode_lanes import HUGE, ONE, VECTOR, ZERO, between, larger, reciprocal, smaller
+from .encode_shared import NEXT_S, VALUES, WEIGHTS, S, held, shared
 from .intrinsics import absolute, fma, load, nearest, opaque, splat, store, where_less
 from .jit import inline
-from .lane_bits import stairs
 
 _F = np.float32
+#: Times that a search rounds and divides, from each of its beginnings.
+FIT_ROUNDS = 3
+#: Times that all s and D are found anew.
+ROUNDS = 4
 
 
-@dataclass(frozen=True)
-class Codes:
-    """The numbers c of a format.
+class Scaled(NamedTuple):
+    """A format, and how it is searched for.
 
-    value(y): the one nearest to y. number(y): which one that is, counted from 0 up. reach: the
-    magnitude of the lowest one.
+    size    values of a block
+    lowest  the lowest c, and
+    highest the highest one
+    halves  whether a block's scale is a half of its own
+    starts  scales of either sign that are tried: those at which the largest magnitude is so many
+    first   times that of the lowest c, and from then on
+    trim    so much more
+    blocks  blocks of a superblock; their s are
+    most    at most this below 0
     """
 
-    value: Any
-    number: Any
-    reach: float
+    size: int
+    lowest: np.float32
+    highest: np.float32
+    halves: bool
+    starts: int
+    first: np.float32
+    trim: np.float32
+    blocks: int
+    most: np.float32
 
 
-def whole(lowest: int, highest: int) -> Codes:
-    """Whole numbers from `lowest` to `highest`."""
-    low, high = _F(lowest), _F(highest)
+class Encoders(NamedTuple):
+    """Functions that encode a tile, for one kind of codes.
 
-    @inline
-    def value(y):
-        return between(nearest(y), low, high)
+    x, w: addresses of the values and weights in lanes; x becomes the numbers of the codes. state:
+    address of STATE_FLOATS floats. What halves hold is in multiples of `unit`.
 
-    @inline
-    def number(y):
-        return between(nearest(y), low, high) - low
+    block(x, w, plan, unit): blocks with a scale of their own, which it returns.
+    superblock(x, w, plan, state, unit): returns D, and leaves s at S.
+    powers(x, w, plan, d, count): the best of d and the `count` - 1 powers of two above it.
+    """
 
-    return Codes(value, number, -lowest)
-
-
-def listed(table: Sequence[int]) -> Codes:
-    """The numbers of a table that ascends."""
-    values = np.array(table, np.float64)
-    edges, heights = (values[1:] + values[:-1]) / 2, np.diff(values)
-    climb, count = stairs(values[0], edges, heights), stairs(0.0, edges, np.ones(len(edges)))
-    return Codes(climb, count, -values[0])
+    block: Any
+    superblock: Any
+    powers: Any
 
 
-def signed(table: Sequence[int]) -> Codes:
-    """The numbers of a table that ascends from 0, and their negatives; these come after it."""
-    values = np.array(table, np.float64)
-    edges, heights = (values[1:] + values[:-1]) / 2, np.diff(values)
-    climb, count = stairs(0.0, edges, heights), stairs(0.0, edges, np.ones(len(edges)))
-    least, negative = _F(edges[0]), _F(len(table))
+def encoders(codes: Codes) -> Encoders:
+    """Functions for codes of a kind; whole numbers of any range are one kind."""
+    value, number = codes.value, codes.number
 
     @inline
-    def value(y):
-        size = climb(absolute(y))
-        return where_less(y, splat(ZERO), splat(ZERO) - size, size)
-
-    @inline
-    def number(y):
-        size = count(absolute(y))
-        return where_less(y, splat(-least), size + negative, size)
-
-    return Codes(value, number, values[-1])
-
-
-def _measure(codes: Codes):
-    """measure(x, w, count, d): the error, and the sums of w r c and w c c, r what is left."""
-    code = codes.value
-
-    @inline
-    def measure(x, w, count, d):
+    def measure(x, w, plan, d):
+        """The error, and the sums of w r c and w c c, r what is left."""
         inverse = reciprocal(d)
         error, along, square = splat(ZERO), splat(ZERO), splat(ZERO)
-        for i in range(opaque(count)):
-            value, weight = load(x + VECTOR * i), load(w + VECTOR * i)
-            c = code(value * inverse)
-            rest = value - d * c
+        for i in range(opaque(plan.size)):
+            one, weight = load(x + VECTOR * i), load(w + VECTOR * i)
+            c = value(one * inverse, plan.lowest, plan.highest)
+            rest = one - d * c
             weighed, counted = weight * rest, weight * c
             error, along = fma(weighed, rest, error), fma(weighed, c, along)
             square = fma(counted, c, square)
         return error, along, square
 
-    return measure
-
-
-def scaled_fit(codes: Codes, halves: bool, starts: int, trim: float):
-    """A function that finds the scale of a block: fit(x, w, count, unit).
-
-    It begins where the largest magnitude meets the lowest number, and 1 to `starts` - 1 times
-    `trim` of its magnitude beyond, but for a quarter of the starts that stay short of it. With
-    `halves`, the scale is what a half can hold, in multiples of `unit`. Returns it and the sum of
-    w c c.
-    """
-    measure, reach = _measure(codes), codes.reach
-    first = reach * (1 - trim * (starts // 4))
+    @inline
+    def put_codes(x, plan, d):
+        inverse = reciprocal(d)
+        for i in range(opaque(plan.size)):
+            at = x + VECTOR * i
+            store(at, number(load(at) * inverse, plan.lowest, plan.highest))
 
     @inline
-    def fit(x, w, count, unit):
+    def fit(x, w, plan, unit):
+        """The scale found for a block, and the sum of w c c."""
         peak, zero = splat(ZERO), splat(ZERO)
-        for i in range(opaque(count)):
+        for i in range(opaque(plan.size)):
             peak = larger(peak, absolute(load(x + VECTOR * i)))
         best, best_d, best_square = splat(HUGE), zero, zero
-        for start in range(opaque(2 * starts)):
-            d = peak * (_F(1) / (_F(first) + _F(trim * reach) * _F(start // 2)))
+        for start in range(opaque(2 * plan.starts)):
+            reach = plan.lowest * (plan.first + plan.trim * _F(start // 2))
+            d = peak * (ONE / reach)
             if start % 2 == 1:
                 d = zero - d
-            for _ in range(opaque(3)):
-                if halves:
+            for _ in range(opaque(FIT_ROUNDS)):
+                if plan.halves:
                     d = held(d, unit)
-                error, along, square = measure(x, w, count, d)
+                error, along, square = measure(x, w, plan, d)
                 best_d = where_less(error, best, d, best_d)
                 best_square = where_less(error, best, square, best_square)
                 best = smaller(error, best)
                 d = d + along * reciprocal(square)
         return best_d, best_square
 
-    return fit
-
-
-def scaled_block(codes: Codes, count: int, starts: int, trim: float):
-    """A function that encodes a tile of blocks with a scale each: encode(x, w, state, unit).
-
-    x, w: addresses of the values and weights in lanes; x becomes the numbers' numbers. Returns d.
-    """
-    fit, number = scaled_fit(codes, True, starts, trim), codes.number
-
     @inline
-    def encode(x, w, state, unit):
-        d, _ = fit(x, w, count, unit)
-        inverse = reciprocal(d)
-        for i in range(opaque(count)):
-            store(x + VECTOR * i, number(load(x + VECTOR * i) * inverse))
+    def block(x, w, plan, unit):
+        d, _ = fit(x, w, plan, unit)
+        put_codes(x, plan, d)
         return d
 
-    return encode
-
-
-def powers_block(codes: Codes, count: int, first: float, powers: int):
-    """A function that encodes a tile of blocks whose scales are powers of two: encode(x, w).
-
-    Of `first` and the `powers` - 1 powers of two above it, the scale with the least error is taken.
-    x, w: addresses of the values and weights in lanes; x becomes the numbers' numbers. Returns d.
-    """
-    measure, number = _measure(codes), codes.number
-
     @inline
-    def encode(x, w):
-        d, best, best_d = splat(_F(first)), splat(HUGE), splat(ZERO)
-        for _ in range(opaque(powers)):
-            error, _, _ = measure(x, w, count, d)
+    def powers(x, w, plan, d, count):
+        best, best_d = splat(HUGE), d
+        for _ in range(opaque(count)):
+            error, _, _ = measure(x, w, plan, d)
             best_d = where_less(error, best, d, best_d)
             best, d = smaller(error, best), d + d
-        inverse = reciprocal(best_d)
-        for i in range(opaque(count)):
-            store(x + VECTOR * i, number(load(x + VECTOR * i) * inverse))
+        put_codes(x, plan, best_d)
         return best_d
 
-    return encode
+    return Encoders(block, _superblock(measure, fit, put_codes), powers)
 
 
-def scaled_superblock(
-    codes: Codes, blocks: int, count: int, most: int, starts: int, rounds: int, trim: float
-):
-    """A function that encodes a tile of superblocks: encode(x, w, state, unit).
-
-    A value is D l c: D is a half, l a whole number of each block from -`most` to `most` - 1. The
-    blocks' best scales decide D. From then on everything is what is stored: every block tries the
-    neighbours of its l, and D solves the least squares of the superblock, for `rounds` rounds of
-    which the best counts. x, w: addresses of the values and weights in lanes; x becomes the
-    numbers' numbers. state: address of STATE_FLOATS floats; l is left at L. Returns D.
-    """
-    measure, fit, number = _measure(codes), scaled_fit(codes, False, starts, trim), codes.number
-    share, low, high = sharing(-most, most - 1), _F(-most), _F(most - 1)
-    block_bytes = VECTOR * count
-
+def _superblock(measure, fit, put_codes):
     @inline
-    def begin(x, w, state, unit):
-        for j in range(opaque(blocks)):
-            d, square = fit(x + block_bytes * j, w + block_bytes * j, count, unit)
+    def begin(x, w, plan, state, unit):
+        block_bytes = VECTOR * plan.size
+        for j in range(opaque(plan.blocks)):
+            d, square = fit(x + block_bytes * j, w + block_bytes * j, plan, unit)
             store(state + VALUES + VECTOR * j, d)
             store(state + WEIGHTS + VECTOR * j, square)
-        scale = held(share(state + VALUES, state + WEIGHTS, blocks), unit)
+        low, high = ZERO - plan.most, plan.most - ONE
+        scale = held(shared(state + VALUES, state + WEIGHTS, plan.blocks, low, high), unit)
         inverse = reciprocal(scale)
-        for j in range(opaque(blocks)):
-            l = between(nearest(load(state + VALUES + VECTOR * j) * inverse), low, high)
-            store(state + L + VECTOR * j, l)
+        for at in range(state, state + VECTOR * opaque(plan.blocks), VECTOR):
+            store(at + S, between(nearest(load(at + VALUES) * inverse), low, high))
         return scale
 
     @inline
-    def step(x, w, state, scale):
-        """Every block's best l for a D, to NEXT_L; the error, and the next D."""
+    def step(x, w, plan, state, scale):
+        """Every block's best s for D, to NEXT_S; the error, and the next D."""
         total, slope, curve = splat(ZERO), splat(ZERO), splat(ZERO)
-        for j in range(opaque(blocks)):
-            x_j, w_j, at = x + block_bytes * j, w + block_bytes * j, VECTOR * j
-            middle, best, best_l = load(state + L + at), splat(HUGE), splat(ZERO)
+        for j in range(opaque(plan.blocks)):
+            at, first = state + VECTOR * j, VECTOR * plan.size * j
+            middle, best, best_s = load(at + S), splat(HUGE), splat(ZERO)
             best_along, best_square = splat(ZERO), splat(ZERO)
             for turn in range(opaque(3)):
-                l = between(middle + splat(_F(turn - 1)), low, high)
-                error, along, square = measure(x_j, w_j, count, scale * l)
-                best_l = where_less(error, best, l, best_l)
+                s = between(middle + splat(_F(turn - 1)), ZERO - plan.most, plan.most - ONE)
+                error, along, square = measure(x + first, w + first, plan, scale * s)
+                best_s = where_less(error, best, s, best_s)
                 best_along = where_less(error, best, along, best_along)
                 best_square = where_less(error, best, square, best_square)
                 best = smaller(error, best)
-            store(state + NEXT_L + at, best_l)
-            total, slope = total + best, fma(best_l, best_along, slope)
-            curve = fma(best_l * best_l, best_square, curve)
+            store(at + NEXT_S, best_s)
+            total, slope = total + best, fma(best_s, best_along, slope)
+            curve = fma(best_s * best_s, best_square, curve)
         return total, scale + slope * reciprocal(curve)
 
     @inline
-    def encode(x, w, state, unit):
-        scale = begin(x, w, state, unit)
+    def superblock(x, w, plan, state, unit):
+        scale = begin(x, w, plan, state, unit)
         best, best_scale = splat(HUGE), scale
-        for _ in range(opaque(rounds)):
-            error, following = step(x, w, state, scale)
-            for j in range(opaque(blocks)):
-                at = state + VECTOR * j
-                l = where_less(error, best, load(at + NEXT_L), load(at + L))
-                store(at + L, l)
+        for _ in range(opaque(ROUNDS)):
+            error, following = step(x, w, plan, state, scale)
+            for at in range(state, state + VECTOR * opaque(plan.blocks), VECTOR):
+                store(at + S, where_less(error, best, load(at + NEXT_S), load(at + S)))
             best_scale = where_less(error, best, scale, best_scale)
             best, scale = smaller(error, best), held(following, unit)
-        for j in range(opaque(blocks)):
-            inverse = reciprocal(best_scale * load(state + L + VECTOR * j))
-            for i in range(opaque(count)):
-                at = x + block_bytes * j + VECTOR * i
-                store(at, number(load(at) * inverse))
+        for j in range(opaque(plan.blocks)):
+            put_codes(x + VECTOR * plan.size * j, plan, best_scale * load(state + S + VECTOR * j))
         return best_scale
 
-    return encode
+    return superblock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .encode_lanes import HUGE, VECTOR, ZERO, between, larger, reciprocal, smaller
+from .encode_lanes import HUGE, ONE, VECTOR, ZERO, between, larger, reciprocal, smaller
 from .intrinsics import absolute, fma, load, nearest, opaque, splat, where_equal, where_less
 from .jit import inline
 from .lane_bits import as_half
@@ -13,9 +13,9 @@ _F = np.float32
 #: The least number above 0 that a half can hold, and the largest.
 LEAST_HALF, LARGEST_HALF = _F(2.0**-24), _F(65504)
 #: Scales that are tried, and how far the last one is from the first, in steps of the multiples.
-TRIES, REACH = 24, 4.0
+TRIES, REACH = 24, _F(4)
 #: Rows of a superblock's scratch memory, a vector for each of up to 16 blocks.
-VALUES, OFFSETS, WEIGHTS, L, M, NEXT_L, NEXT_M = (VECTOR * 16 * row for row in range(7))
+VALUES, OFFSETS, WEIGHTS, S, M, NEXT_S, NEXT_M = (VECTOR * 16 * row for row in range(7))
 STATE_FLOATS = 7 * 16 * VECTOR // 4
 
 
@@ -28,38 +28,32 @@ def held(value, unit):
     return where_equal(value, splat(ZERO), splat(ZERO), half)
 
 
-def sharing(lowest: int, highest: int):
-    """A function that finds the scale D for which w (v - D l)**2 sums up to least.
+@inline
+def shared(values, weights, count, lowest, highest):
+    """The scale D for which the sum of w (v - D s)**2 is least, s from `lowest` to `highest`.
 
-    shared(values, weights, count): l are whole numbers from `lowest` to `highest`, values and
-    weights addresses of `count` vectors. Of a symmetric range, D may be negative, for the lowest
+    values, weights: addresses of `count` vectors. Where s may be negative, so may D, for the lowest
     number is one further from 0.
     """
-    low, high = _F(lowest), _F(highest)
-    signs = 2 if lowest < 0 else 1
-
-    @inline
-    def shared(values, weights, count):
-        peak, best, found = splat(ZERO), splat(HUGE), splat(ZERO)
-        for j in range(count):
-            peak = larger(peak, absolute(load(values + VECTOR * j)))
-        for attempt in range(opaque(signs * TRIES)):
-            steps = high + _F(REACH / TRIES) * _F(attempt // signs) - _F(REACH / 4)
-            scale = peak * (_F(1) / steps)
-            if attempt % signs == 1:
-                scale = splat(ZERO) - scale
-            for _ in range(2):
-                inverse = reciprocal(scale)
-                error, along, square = splat(ZERO), splat(ZERO), splat(ZERO)
-                for j in range(count):
-                    value, weight = load(values + VECTOR * j), load(weights + VECTOR * j)
-                    l = between(nearest(value * inverse), low, high)
-                    rest = value - scale * l
-                    error = fma(weight * rest, rest, error)
-                    along, square = fma(weight * rest, l, along), fma(weight * l, l, square)
-                found = where_less(error, best, scale, found)
-                best = smaller(error, best)
-                scale = scale + along * reciprocal(square)
-        return found
-
-    return shared
+    peak, best, found = splat(ZERO), splat(HUGE), splat(ZERO)
+    for j in range(opaque(count)):
+        peak = larger(peak, absolute(load(values + VECTOR * j)))
+    signs = 2 if lowest < ZERO else 1
+    for attempt in range(opaque(signs * TRIES)):
+        steps = highest + REACH * (_F(attempt // signs) * _F(1 / TRIES) - _F(0.25))
+        scale = peak * (ONE / steps)
+        if attempt % signs == 1:
+            scale = splat(ZERO) - scale
+        for _ in range(opaque(2)):
+            inverse = reciprocal(scale)
+            error, along, square = splat(ZERO), splat(ZERO), splat(ZERO)
+            for j in range(opaque(count)):
+                value, weight = load(values + VECTOR * j), load(weights + VECTOR * j)
+                s = between(nearest(value * inverse), lowest, highest)
+                rest = value - scale * s
+                error = fma(weight * rest, rest, error)
+                along, square = fma(weight * rest, s, along), fma(weight * s, s, square)
+            found = where_less(error, best, scale, found)
+            best = smaller(error, best)
+            scale = scale + along * reciprocal(square)
+    return found
