@@ -24,10 +24,22 @@ from .engine.options import (
     model_options,
     plan_options,
     pull_options,
+    quantize_options,
     run_options,
     sampling_options,
 )
-from .engine.printing import bar, bars, listed, notice, planned, print_rows, shown, size, written
+from .engine.printing import (
+    bar,
+    bars,
+    listed,
+    notice,
+    planned,
+    print_rows,
+    quantized,
+    shown,
+    size,
+    written,
+)
 from .kernels.errors import KeelbackError
 
 INTERRUPTED = 130
@@ -101,12 +113,12 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
 @main.command()
 @click.argument("checkpoint", type=click.Path())
 @convert_options
-def convert(checkpoint: str, target: str | None, outtype: str, tokenizer: str | None) -> None:
+def convert(checkpoint: str, target: str | None, outtype: str, **options: Any) -> None:
     """Convert a Hugging Face checkpoint (folder or file) to GGUF."""
     from .convert import convert as convert_checkpoint
 
     with bar("converting") as report:
-        path = convert_checkpoint(checkpoint, target, outtype, notice, report, tokenizer)
+        path = convert_checkpoint(checkpoint, target, outtype, notice, report, **options)
     click.echo(written(path))
 
 
@@ -339,6 +351,32 @@ def warmup() -> None:
     with bar("compiling") as report:
         folder, count = warm_up(notice, report)
     click.echo(f"{folder}: {count} kernels")
+
+
+@main.command("quantize")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@click.argument("kind", metavar="TYPE")
+@quantize_options
+def quantize_command(source: str, target: str, kind: str, **options: Any) -> None:
+    """Write the model IN to OUT with the matrices in smaller types.
+
+    TYPE is one of F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q4_0, IQ4_NL, IQ4_XS,
+    MXFP4_MOE, Q3_K_M and Q2_K: mixtures as llama.cpp has them, in which the small matrices that
+    drive a recurrence keep eight bits.
+    """
+    from .convert.quantize import Quantization, wishes
+    from .engine.cpu import check_threads
+
+    dry, threads = options["dry_run"], check_threads(options["threads"])
+    work = Quantization(
+        source, kind, wishes(options), options["imatrix"], options["allow_requantize"]
+    )
+    if not dry:
+        with bar("quantizing") as report:
+            work.write(target, threads, notice, report)
+    facts = work.facts()
+    click.echo(json.dumps(facts, indent=2) if options["as_json"] else quantized(facts, dry))
 
 
 def _located(options: dict[str, Any]) -> str:

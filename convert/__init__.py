@@ -11,15 +11,16 @@ import numpy as np
 
 from ..kernels.errors import InvalidInput, UnsupportedModel
 from ..kernels.files import check_target
-from ..kernels.formats.blocks import BF16, BY_NAME, F32, BlockFormat
 from .checkpoint import Checkpoint
 from .config import Config, read_json_if_there
+from .importance import Weighing
+from .mixture import FILE_TYPES, FileType, file_type
 from .plan import Plan
 from .refusals import unknown_family
 from .tokenizer import read_tokenizer
-from .write import FILE_TYPES, QUANTIZATION_VERSION, write_gguf
+from .write import QUANTIZATION_VERSION, write_gguf
 
-OUTTYPES = ("auto", "f32", "f16", "bf16", "q8_0")
+OUTTYPES = ("auto", *(name.lower() for name in FILE_TYPES))
 
 #: Sampling defaults: generation_config.json's name, GGUF's, the type, and what makes sense.
 _SAMPLING: list[tuple[str, str, Callable[[float], Any], float, float]] = [
@@ -38,20 +39,23 @@ def convert(
     notice: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     tokenizer: str | Path | None = None,
+    imatrix: str | Path | None = None,
 ) -> Path:
     """Convert a checkpoint, a folder or one file in it, to a GGUF file and return the file's path.
 
     target: default `<the checkpoint's name>-<TYPE>.gguf` here. outtype: one of OUTTYPES; "auto"
     keeps the checkpoint's own precision. tokenizer: a folder or file to take the vocabulary from,
-    where it is not in the checkpoint. `notice` is told what the file cannot say to llama.cpp,
+    where it is not in the checkpoint. imatrix: an importance matrix, which quantized types use.
+    `notice` is told what the file cannot say to llama.cpp,
     and what is left out; `progress` the bytes done and in all. Raises UnsupportedModel, InvalidFile
     or InvalidInput; nothing is half-written then.
     """
     source = Checkpoint(checkpoint)
     plan = plan_for(source)
     source.check_all_used()
-    block = output_type(plan, outtype)
-    path = Path(target) if target is not None else Path(f"{source.name}-{block.name}.gguf")
+    kind = output_type(plan, outtype)
+    weighing = None if imatrix is None else Weighing(imatrix)
+    path = Path(target) if target is not None else Path(f"{source.name}-{kind.name}.gguf")
     written = check_target(path)
     # Beside a checkpoint's files its GGUF may lie, and be written anew.
     beside = written.parent == source.folder.resolve() and written.suffix != ".gguf"
@@ -65,8 +69,8 @@ def convert(
     for remark in plan.remarks:
         notice(remark)
     vocabulary = None if tokenizer is None else Path(tokenizer)
-    metadata = metadata_for(source, plan, block, notice, vocabulary)
-    write_gguf(path, plan, metadata, block, progress)
+    metadata = metadata_for(source, plan, kind, notice, vocabulary)
+    write_gguf(path, plan, metadata, kind, progress, weighing, notice)
     return path
 
 
@@ -93,24 +97,18 @@ def _modules() -> list[Any]:
     return [module for module in modules if hasattr(module, "MODEL_TYPES")]
 
 
-def output_type(plan: Plan, outtype: str) -> BlockFormat:
-    """The type of the matrices; "auto" takes that of the checkpoint's embedding."""
-    if outtype not in OUTTYPES:
-        raise InvalidInput(
-            f"the type {outtype!r} cannot be written; choose one of {', '.join(OUTTYPES)}"
-        )
-    if outtype != "auto":
-        return BY_NAME[outtype.upper()]
+def output_type(plan: Plan, outtype: str) -> FileType:
+    """The file type of a name; "auto" takes the type of the checkpoint's embedding."""
+    if outtype.lower() != "auto":
+        return file_type(outtype)
     kind = plan.tensors[0].parts[0].source.kind
-    if kind in FILE_TYPES:
-        return BY_NAME[kind]
-    return F32 if kind == "F64" else BF16
+    return FILE_TYPES.get(kind) or FILE_TYPES["F32" if kind == "F64" else "BF16"]
 
 
 def metadata_for(
     checkpoint: Checkpoint,
     plan: Plan,
-    block: BlockFormat,
+    kind: FileType,
     notice: Callable[[str], None],
     vocabulary: Path | None,
 ) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def metadata_for(
     return {
         "general.type": "model",
         "general.name": checkpoint.name,
-        "general.file_type": FILE_TYPES[block.name],
+        "general.file_type": kind.code,
         "general.quantization_version": QUANTIZATION_VERSION,
         **_sampling_defaults(checkpoint.folder / "generation_config.json", notice),
         **{f"{plan.architecture}.{key}": value for key, value in plan.keys.items()},

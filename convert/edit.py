@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -76,7 +77,7 @@ def set_pair(
             raise InvalidInput(f"{path} has no key {key} that could be removed")
     else:
         entries[key] = _parsed(key, text, kind, entries.get(key))
-    path = file.path if target is None else _apart(target, file)
+    path = file.path if target is None else apart(target, file)
     with replacing(path) as partial_path:
         tensors = stored(file, file.parts[0].tensors.values())
         write_file(partial_path, entries, tensors, progress)
@@ -103,9 +104,9 @@ def split(
     count = len(groups)
     if count > MAX_PARTS:
         raise InvalidInput(f"{path} would become {count} parts, more than {MAX_PARTS}; allow more")
-    targets = [_apart(part_name(prefix, index, count), file) for index in range(count)]
+    targets = [apart(part_name(prefix, index, count), file) for index in range(count)]
     everywhere = {SPLIT_COUNT: count, SPLIT_TENSORS: len(file.tensors)}
-    entries = _without_split(file)
+    entries = without_split(file)
     total = sum(info.nbytes for info in file.tensors.values())
     done = 0
     with contextlib.ExitStack() as stack:
@@ -132,10 +133,10 @@ def merge(
     file = GGUF(path)
     if SPLIT_COUNT not in file.metadata:
         raise InvalidInput(f"{path} is a whole model and no part of one; there is nothing to merge")
-    path = _apart(target, file)
+    path = apart(target, file)
     with replacing(path) as partial_path:
         tensors = stored(file, file.tensors.values())
-        write_file(partial_path, _without_split(file), tensors, progress)
+        write_file(partial_path, without_split(file), tensors, progress)
     return path
 
 
@@ -149,8 +150,17 @@ def stored(file: GGUF, infos: Iterable[TensorInfo]) -> list[NewTensor]:
     ]
 
 
-def _without_split(file: GGUF) -> dict[str, Value]:
+def without_split(file: GGUF) -> dict[str, Value]:
+    """A file's pairs but those that say which part of a model it is."""
     return {key: value for key, value in file.metadata.entries.items() if key not in SPLIT_KINDS}
+
+
+def apart(target: str | Path, file: GGUF) -> Path:
+    """Where a file is to be written; raises InvalidInput for one that is being read."""
+    where = check_target(target)
+    if where.exists() and any(os.path.samefile(where, part.path) for part in file.parts):
+        raise InvalidInput(f"{target} is read at the same time; name another file to write")
+    return Path(target)
 
 
 def _groups(
@@ -182,13 +192,6 @@ def _bytes(text: str) -> int:
     if match is None or not int(match[1]):
         raise InvalidInput(f"{text!r} is no size of a part; give one as 500M or 2G")
     return int(match[1]) * _UNITS[match[2]]
-
-
-def _apart(target: str | Path, file: GGUF) -> Path:
-    """Where a file is to be written; raises InvalidInput for one that is being read."""
-    if check_target(target) in {part.path.resolve() for part in file.parts}:
-        raise InvalidInput(f"{target} is read at the same time; name another file to write")
-    return Path(target)
 
 
 def _shifted(progress: Progress, done: int, total: int) -> Progress:

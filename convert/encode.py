@@ -3,93 +3,116 @@
 from __future__ import annotations
 
 import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 
 from ..kernels.errors import InvalidFile
-from ..kernels.formats import blocks
-from ..kernels.formats.blocks import F16, F32, BlockFormat
+from ..kernels.formats.blocks import BlockFormat
+from ..kernels.formats.finite import not_finite
+from .ahead import Task
+from .encoders import encode
 from .plan import Part, Tensor
 
 #: Bytes of float32 that are encoded at once: few enough to stay in a processor's cache.
 CHUNK_BYTES = 1 << 20
 
-#: The largest value a type can hold, where that is less than float32's.
-_LIMITS = {"F16": 65504.0, "BF16": 3.38e38, "Q8_0": 65504.0 * 127}
-
-#: Bits that are all set in what is no finite number.
-_EXPONENTS = {"F32": 0x7F800000, "F16": 0x7C00, "BF16": 0x7F80}
-
-#: More of them wait for the disk.
-_THREADS = min(4, os.cpu_count() or 1)
+#: The largest value of a type: of those with scales in float16 what each of them can hold.
+_LIMIT = 65504.0
+_LIMITS = {"F32": math.inf, "BF16": 3.38e38, "Q8_0": 127 * _LIMIT}
 
 
-def type_of(tensor: Tensor, outtype: BlockFormat) -> BlockFormat:
-    """The type a tensor gets: F32 where it has to be, F16 where rows do not divide into blocks."""
-    if tensor.always_f32:
-        return F32
-    return F16 if tensor.shape[-1] % outtype.elements else outtype
-
-
-def size_of(tensor: Tensor, kind: BlockFormat) -> int:
+def size_of(shape: tuple[int, ...], kind: BlockFormat) -> int:
     """Bytes of a tensor in a type."""
-    return math.prod(tensor.shape[:-1]) * kind.row_bytes(tensor.shape[-1])
+    return math.prod(shape[:-1]) * kind.row_bytes(shape[-1])
 
 
-def pieces(tensor: Tensor, kind: BlockFormat) -> Iterator[memoryview]:
-    """The bytes of a tensor, piece by piece.
+def spans(rows: int, width: int) -> Iterator[tuple[int, int]]:
+    """Rows of so many numbers in portions that are encoded at once: the first, and how many."""
+    step = max(1, CHUNK_BYTES // (4 * width))
+    return ((first, min(step, rows - first)) for first in range(0, rows, step))
 
-    Pieces are made in threads, some ahead of the one that is used. Raises InvalidFile for values
-    that are not finite or too large for the type.
+
+def tasks(
+    tensor: Tensor, kind: BlockFormat, importance: np.ndarray | None = None
+) -> Iterator[Task]:
+    """What makes the bytes of a checkpoint's tensor, piece by piece.
+
+    importance: float32 (matrices, width), or None. The tasks raise InvalidFile for values that are
+    not finite or too large for the type.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        made: deque[Future[np.ndarray]] = deque()
-        for task in _tasks(tensor, kind):
-            made.append(pool.submit(task))
-            if len(made) > _THREADS:
-                yield made.popleft().result().data
-        while made:
-            yield made.popleft().result().data
-
-
-def _tasks(tensor: Tensor, kind: BlockFormat) -> Iterator[Callable[[], np.ndarray]]:
     if not tensor.parts:
-        yield partial(np.zeros, size_of(tensor, kind), np.uint8)
+        yield partial(bytes, size_of(tensor.shape, kind))
+    before = 0
     for part in tensor.parts:
-        step = max(1, CHUNK_BYTES // (4 * part.width))
-        encode = _copied if part.is_stored_as(kind.name) else _encoded
-        for first in range(0, part.count, step):
-            yield partial(encode, tensor, kind, part, first, step)
+        make = _copied if part.is_stored_as(kind.name) else partial(_read, importance, before)
+        for first, count in spans(part.count, part.width):
+            yield partial(make, tensor, kind, part, first, count)
+        before += part.count * part.width
 
 
-def _copied(tensor: Tensor, kind: BlockFormat, part: Part, first: int, count: int) -> np.ndarray:
-    """Rows that are in the file as they will be written."""
-    values = part.read_raw(first, count)
-    bits = values.view(f"u{kind.nbytes}")
-    exponent = bits.dtype.type(_EXPONENTS[kind.name])
-    if ((bits & exponent) == exponent).any():
-        raise _not_finite(tensor)
-    return values.reshape(-1).view(np.uint8)
+def encoded(
+    name: str,
+    values: np.ndarray,
+    kind: BlockFormat,
+    importance: np.ndarray | None = None,
+    first: int = 0,
+    rows: int = 1,
+) -> memoryview:
+    """Rows of a tensor in a type.
 
-
-def _encoded(tensor: Tensor, kind: BlockFormat, part: Part, first: int, count: int) -> np.ndarray:
-    values = part.read(first, count)
-    if not np.isfinite(values).all():
-        raise _not_finite(tensor)
-    if kind.name in _LIMITS and np.abs(values).max() > _LIMITS[kind.name]:
-        raise InvalidFile(
-            f"a value of {tensor.name} is too large for {kind.name}; convert with --outtype f32"
+    values: float32 (count, width), rows from `first` on. importance: float32 (matrices, width) for
+    the columns of a stack of matrices of `rows` rows each, or None. Raises InvalidFile, which names
+    the tensor, for values that are not finite or too large for the type.
+    """
+    largest = max(-float(values.min()), float(values.max()))
+    if not math.isfinite(largest):  # so it is also beside a NaN
+        raise _not_finite(name)
+    if largest > _LIMITS.get(kind.name, _LIMIT):
+        raise InvalidFile(f"a value of {name} is too large for {kind.name}; choose the type F32")
+    if importance is None:
+        result = encode(values, kind)
+    else:
+        matrices = _matrices(first, len(values), rows)
+        result = np.concatenate(
+            [encode(values[begin:end], kind, importance[i]) for i, begin, end in matrices]
         )
-    return blocks.quantize(values, kind).reshape(-1)
+    return np.ascontiguousarray(result).reshape(-1).data
 
 
-def _not_finite(tensor: Tensor) -> InvalidFile:
+def _matrices(first: int, count: int, rows: int) -> Iterator[tuple[int, int, int]]:
+    """Which matrices of a stack some rows are of: the matrix, and the span of these rows in it."""
+    for matrix in range(first // rows, (first + count - 1) // rows + 1):
+        yield matrix, max(0, matrix * rows - first), min(count, (matrix + 1) * rows - first)
+
+
+def _copied(tensor: Tensor, kind: BlockFormat, part: Part, first: int, count: int) -> memoryview:
+    """Rows that are in the file as they will be written."""
+    data = np.ascontiguousarray(part.read_raw(first, count)).reshape(-1).view(np.uint8).data
+    if any(not_finite(data, kind)):
+        raise _not_finite(tensor.name)
+    return data
+
+
+def _read(
+    importance: np.ndarray | None,
+    before: int,
+    tensor: Tensor,
+    kind: BlockFormat,
+    part: Part,
+    first: int,
+    count: int,
+) -> memoryview:
+    """Rows that change their type; `before` numbers of the tensor come from other parts."""
+    # Rows of the source may be other ones than those of the tensor, of which blocks are made.
+    width = tensor.shape[-1] if kind.elements > 1 else part.width
+    values = np.ascontiguousarray(part.read(first, count), np.float32).reshape(-1, width)
+    begin, rows = (before + first * part.width) // width, math.prod(tensor.shape[-2:-1])
+    return encoded(tensor.name, values, kind, importance, begin, rows)
+
+
+def _not_finite(name: str) -> InvalidFile:
     return InvalidFile(
-        f"the values of {tensor.name} are not finite; the checkpoint is damaged, or its training "
-        "failed"
+        f"the values of {name} are not finite; the file is damaged, or the training failed"
     )

@@ -17,8 +17,8 @@ from . import OUTTYPES, architecture_of, convert
 from .choice import Name, checkpoint_files, choose, gguf_models
 from .config import read_json
 from .layouts import described
+from .mixture import FILE_TYPES, file_type
 from .store import CHECKPOINT, Part, Record, Store
-from .write import FILE_TYPES
 
 if TYPE_CHECKING:
     from .hub import Hub, Listing, Remote
@@ -136,13 +136,16 @@ class _Pull:
         """The type to convert to, from the tag or the option; "auto" without."""
         if self._wanted.file is not None:
             raise InvalidInput(f"{self._repo} has no GGUF files; leave --hf-file out to convert it")
-        outtype = (self._name.tag or self._wanted.outtype or "auto").lower()
-        if outtype not in OUTTYPES:
+        outtype = self._name.tag or self._wanted.outtype or "auto"
+        if outtype.lower() == "auto":
+            return "auto"
+        try:
+            return file_type(outtype).name.lower()
+        except InvalidInput:
             raise InvalidInput(
                 f"{self._name}: the repository holds a checkpoint, which is converted to one of "
                 f"{', '.join(OUTTYPES[1:])}; name one of these, or a repository of GGUF files"
-            )
-        return outtype
+            ) from None
 
     def _original(self, hub: Hub, listing: Listing, outtype: str) -> Record:
         """The checkpoint itself, in the store."""
@@ -187,7 +190,7 @@ class _Pull:
             self._notice(f"{folder} is kept; `keelback rm {self._repo}` removes it")
             raise
         code = GGUF(target).metadata["general.file_type"]
-        kind = next(name for name, known in FILE_TYPES.items() if known == code)
+        kind = next(name for name, known in FILE_TYPES.items() if known.code == code)
         with open(target, "rb") as file:
             digest = file_digest(file, "sha256").hexdigest()
         part = Part(f"{folder.name}-{kind}.gguf", target.stat().st_size, digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,34 +11,57 @@ import numpy as np
 
 from ..kernels.errors import InvalidFile, InvalidInput
 from ..kernels.files import replacing
-from ..kernels.formats.blocks import BlockFormat
+from ..kernels.formats.blocks import BF16, F16, F32, Q8_0, BlockFormat
 from ..kernels.formats.gguf_writer import NewTensor, Progress, write_file
 from ..kernels.formats.metadata import Value
-from .encode import pieces, size_of, type_of
+from .ahead import Ahead
+from .encode import size_of, tasks
+from .encoders import prepare
+from .importance import Weighing
+from .mixture import Depth, FileType, Weight, Wishes, fitting, is_rounded, types_of
 from .plan import Plan
 
-#: `general.file_type` by the type of the matrices.
-FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
 QUANTIZATION_VERSION = 2
 
 
 def write_gguf(
-    target: Path, plan: Plan, metadata: dict[str, Any], outtype: BlockFormat, progress: Progress
+    target: Path,
+    plan: Plan,
+    metadata: dict[str, Any],
+    kind: FileType,
+    progress: Progress,
+    weighing: Weighing | None = None,
+    notice: Callable[[str], None] = lambda text: None,
 ) -> None:
     """Write a converted checkpoint; `progress` is told the bytes done and the bytes in all.
 
-    Raises InvalidInput when the target cannot be written, InvalidFile for values that are not
-    finite or too large for their type; a file that was there before then stays as it is.
+    weighing: the importance matrix that quantized types are chosen by; `notice` is told what it
+    lacks. Raises InvalidInput when the target cannot be written, InvalidFile for values that are
+    not finite or too large for their type; a file that was there before then stays as it is.
     """
     pairs = {"general.architecture": plan.architecture, **metadata}
     entries = {key: _value(key, value) for key, value in pairs.items()}
-    tensors = []
-    for tensor in plan.tensors:
-        block = type_of(tensor, outtype)
-        source = partial(pieces, tensor, block)
-        tensors.append(NewTensor(tensor.name, tensor.shape, block, size_of(tensor, block), source))
-    with replacing(target) as path:
+    types = _types(plan, kind, Depth.of(pairs), Wishes(importance=weighing is not None))
+    importance: dict[str, np.ndarray] = {}
+    if weighing is not None:
+        rounded = ((t.name, t.shape) for t in plan.tensors if is_rounded(types[t.name]))
+        importance, entries = weighing.of(rounded, notice), entries | weighing.pairs()
+    prepare(types.values(), notice)
+    work = [partial(tasks, t, types[t.name], importance.get(t.name)) for t in plan.tensors]
+    with replacing(target) as path, Ahead(work) as made:
+        tensors = [
+            NewTensor(t.name, t.shape, types[t.name], size_of(t.shape, types[t.name]), pieces)
+            for t, pieces in zip(plan.tensors, made, strict=True)
+        ]
         write_file(path, entries, tensors, progress)
+
+
+def _types(plan: Plan, kind: FileType, depth: Depth, wishes: Wishes) -> dict[str, BlockFormat]:
+    """The type of each tensor; a matrix that no mixture touches gets what converters write."""
+    plain = kind.block if kind.block in (F16, BF16, Q8_0) else F32
+    weights = [Weight(t.name, t.shape, fitting(plain, t.shape[-1])) for t in plan.tensors]
+    kept = {tensor.name: F32 for tensor in plan.tensors if tensor.always_f32}
+    return types_of(weights, kind, depth, wishes) | kept
 
 
 def _value(key: str, value: Any) -> Value:

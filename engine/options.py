@@ -7,8 +7,14 @@ from typing import Any
 
 import click
 
-#: What matrices are converted to.
-OUTTYPES = click.Choice(["auto", "f32", "f16", "bf16", "q8_0"])
+#: What matrices are converted to; those of fewer than eight bits as mixtures.
+OUTTYPES = click.Choice(
+    [
+        "auto", "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s",
+        "q4_0", "iq4_nl", "iq4_xs", "mxfp4_moe", "q3_k_m", "q2_k",
+    ],
+    case_sensitive=False,
+)  # fmt: skip
 
 _FILE = click.option(
     *("-hff", "--hf-file", "hf_file"), metavar="FILE", help="The repository's file, not a QUANT."
@@ -17,6 +23,9 @@ _TOKEN = click.option(
     *("-hft", "--hf-token", "hf_token"),
     metavar="TOKEN",
     help="Access token of the hub; HF_TOKEN without.",
+)
+_IMATRIX = click.option(
+    "--imatrix", metavar="FILE", help="Weigh columns as `keelback imatrix` found them important."
 )
 
 
@@ -177,6 +186,7 @@ def convert_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="PATH",
             help="Take the vocabulary of another folder, or of a file.",
         ),
+        _IMATRIX,
         click.option(
             "--outtype",
             default="auto",
@@ -299,6 +309,42 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
         ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `quantize` does otherwise than the mixture has it, in llama-quantize's spelling."""
+    for option in reversed(
+        [
+            _IMATRIX,
+            click.option(
+                "--tensor-type", "overrides", metavar="PATTERN=TYPE", multiple=True,
+                help="The type of tensors whose names PATTERN is found in; the first counts.",
+            ),
+            click.option(
+                "--token-embedding-type", "embedding", metavar="TYPE",
+                help="The type of the token embedding.",
+            ),
+            click.option(
+                "--output-tensor-type", "output", metavar="TYPE", help="The type of output.weight."
+            ),
+            click.option(
+                "--leave-output-tensor", is_flag=True, help="Leave output.weight as it is."
+            ),
+            click.option("--pure", is_flag=True, help="One type for all matrices, and no mixture."),
+            click.option(
+                "--plain", is_flag=True,
+                help="llama.cpp's mixture, also for the small matrices that drive a recurrence.",
+            ),
+            click.option(
+                "--allow-requantize", is_flag=True, help="Also round what was rounded before."
+            ),
+            click.option("--dry-run", is_flag=True, help="Show what tensors would become."),
+            click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        ]
     ):  # fmt: skip
         command = option(command)
     return command

@@ -111,6 +111,20 @@ def planned(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def quantized(facts: dict[str, Any], tensors: bool) -> str:
+    """What `quantize` did or would do: each tensor if wanted, and the sizes."""
+    rows = [
+        f"{shown(t['name']):40} {t['type_before']:>6} -> {t['type']:6} {size(t['bytes']):>12}"
+        for t in facts["tensors"]
+    ]
+    sizes = (
+        f"{size(facts[f'bytes{when}'])} ({facts[f'bits_per_weight{when}']:.2f} bits per weight)"
+        for when in ("_before", "")
+    )
+    last = f"{shown(facts['file'])}: {facts['type']}, {' -> '.join(sizes)}"
+    return "\n".join([*rows * tensors, last])
+
+
 def listed(rows: list[dict[str, Any]]) -> str:
     """What `ls` found, a line a model: name, size, date, revision."""
     width = max((len(row["name"]) for row in rows), default=0)

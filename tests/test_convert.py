@@ -17,6 +17,7 @@ import tiny
 import tiny_files
 from keelback.convert import convert
 from keelback.convert import write as writing
+from keelback.convert.mixture import FILE_TYPES
 from keelback.kernels import files
 from keelback.kernels.formats import blocks
 from keelback.kernels.formats.gguf import GGUF
@@ -261,7 +262,11 @@ def test_conversion_streams_tensor_by_tensor(tmp_path: Path):
         plan.add(f"{name}.weight", shape, source.require(name, *shape))
     seen = []
     writing.write_gguf(
-        tmp_path / "big.gguf", plan, {}, blocks.Q8_0, lambda done, total: seen.append(traced())
+        tmp_path / "big.gguf",
+        plan,
+        {},
+        FILE_TYPES["Q8_0"],
+        lambda done, total: seen.append(traced()),
     )
     assert max(seen) - min(seen) < 48 << 20
 

@@ -140,7 +140,7 @@ def test_outtype_asks_for_the_checkpoint_beside_gguf_files(server: HubServer):
 
 def test_a_tag_that_a_checkpoint_cannot_have_gets_a_sentence(server: HubServer):
     with pytest.raises(InvalidInput, match="f32, f16, bf16, q8_0"):
-        pulled(f"{CHECKPOINT}:Q4_K_M")
+        pulled(f"{CHECKPOINT}:IQ1_S")
     with pytest.raises(InvalidInput, match="no GGUF files"):
         pulled(CHECKPOINT, file="a.gguf")
     assert server.downloads() == []

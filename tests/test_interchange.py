@@ -20,6 +20,8 @@ import pytest
 
 import llamafiles
 from keelback.convert.edit import split, stored
+from keelback.convert.mixture import Wishes
+from keelback.convert.quantize import Quantization
 from keelback.kernels.formats import blocks
 from keelback.kernels.formats.gguf import GGUF
 from keelback.kernels.formats.gguf_writer import write_file
@@ -32,6 +34,8 @@ LIMITS = {"f32": 1e-4, "f16": 2e-3, "q8_0": 1e-2}
 COARSE = 1e-2
 #: llama.cpp's numbers of the types that it quantizes to.
 QUANTIZED = {"q4_0": 2, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18, "iq4_xs": 30, "q8_0": 7}
+#: Those that keelback writes beside them.
+WRITTEN = ("q4_k_s", "q5_k_s", "iq4_nl", "mxfp4_moe", "q3_k_m", "q2_k")
 #: Those whose rounding is the same in both engines but for the scale's precision.
 ALIKE = ("q4_0", "q8_0")
 NAMES = ("mamba-wide", "mamba2-wide", "granite-wide", *TRAINED)
@@ -79,7 +83,21 @@ def test_what_llamacpp_quantizes_runs_alike_in_both(
     files: Files, tmp_path: Path, name: str, kind: str
 ) -> None:
     path = quantized(files.ours(name), tmp_path / f"{kind}.gguf", QUANTIZED[kind])
-    wide = quantized(path, tmp_path / "f32.gguf", 0)
+    compare_widened(name, kind, path, quantized(path, tmp_path / "f32.gguf", 0))
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "recurrence spared"])
+@pytest.mark.parametrize("kind", [*QUANTIZED, *WRITTEN])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_keelback_quantizes_runs_alike_in_both(
+    files: Files, tmp_path: Path, name: str, kind: str, plain: bool
+) -> None:
+    path = Quantization(files.ours(name), kind, Wishes(plain=plain)).write(tmp_path / "x.gguf")
+    compare_widened(name, kind, path, quantized(path, tmp_path / "f32.gguf", 0))
+
+
+def compare_widened(name: str, kind: str, path: Path, wide: Path) -> None:
+    """Compare a file in both engines, and with the same weights in float32."""
     check_same_values(path, wide)
     for ids in llamafiles.prompts(name):
         ours, theirs, exact = (
@@ -102,7 +120,8 @@ def check_same_values(path: Path, wide: Path) -> None:
     assert ours.tensors.keys() == theirs.tensors.keys()
     for name in ours.tensors:
         got, want = (
-            blocks.dequantize(file.data(info), info.block, info.shape)
+            # llama.cpp writes no dimension of 1.
+            blocks.dequantize(file.data(info), info.block, info.shape).reshape(-1)
             for file in (ours, theirs)
             for info in [file.tensors[name]]
         )

@@ -62,6 +62,11 @@ class GGUF:
         """The bytes of a tensor, up to `step` at a time, read from disk; see `Part.chunks`."""
         return self.parts[info.part].chunks(info.offset, info.nbytes, step)
 
+    def read(self, info: TensorInfo, start: int, nbytes: int) -> memoryview:
+        """`nbytes` bytes of a tensor from `start` on, read from disk; see `Part.chunks`."""
+        (data,) = self.parts[info.part].chunks(info.offset + start, nbytes, nbytes)
+        return data
+
     def release(self, info: TensorInfo, start: int = 0, end: int | None = None) -> None:
         """Give back the memory of bytes `start` to `end` of a tensor, and of their neighbours.
 

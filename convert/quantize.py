@@ -1,0 +1,206 @@
+"""`keelback quantize`: a GGUF's matrices in smaller types, everything else as it was.
+
+A few megabytes at a time are read, encoded in threads and written beside the target, which the file
+becomes at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..kernels.errors import InvalidFile, InvalidInput
+from ..kernels.files import replacing
+from ..kernels.formats import blocks
+from ..kernels.formats.blocks import BlockFormat
+from ..kernels.formats.finite import not_finite
+from ..kernels.formats.gguf import GGUF
+from ..kernels.formats.gguf_writer import NewTensor, Progress, write_file
+from ..kernels.formats.metadata import Value
+from ..kernels.formats.part import TensorInfo
+from .ahead import Ahead, Task
+from .edit import apart, without_split
+from .encode import CHUNK_BYTES, encoded, size_of, spans
+from .encoders import prepare
+from .importance import Weighing
+from .mixture import (
+    NO_WISHES,
+    Depth,
+    FileType,
+    Weight,
+    Wishes,
+    file_type,
+    is_rounded,
+    override,
+    tensor_type,
+    types_of,
+)
+from .write import QUANTIZATION_VERSION
+
+
+def wishes(options: Mapping[str, Any]) -> Wishes:
+    """The command line's options; raises InvalidInput for what they cannot mean."""
+    output, embedding = options["output"], options["embedding"]
+    return Wishes(
+        overrides=tuple(override(text) for text in options["overrides"]),
+        output=None if output is None else tensor_type(output),
+        embedding=None if embedding is None else tensor_type(embedding),
+        leave_output=options["leave_output_tensor"],
+        pure=options["pure"],
+        plain=options["plain"],
+        importance=options["imatrix"] is not None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A tensor and the type it gets."""
+
+    info: TensorInfo
+    block: BlockFormat
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor in that type."""
+        return size_of(self.info.shape, self.block)
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the tensor's type changes; its bytes are copied where it does not."""
+        return self.block is not self.info.block
+
+
+class Quantization:
+    """What a file becomes: `changes`, tensor by tensor in the file's order, and its `kind`."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        kind: str,
+        wishes: Wishes = NO_WISHES,
+        imatrix: str | Path | None = None,
+        allow_requantize: bool = False,
+    ) -> None:
+        """Raises InvalidFile or InvalidInput for what cannot be read, or done as it is wished."""
+        self.kind: FileType = file_type(kind)
+        self.file = GGUF(path)
+        self._weighing = None if imatrix is None else Weighing(imatrix)
+        infos = self.file.tensors.values()
+        weights = [Weight(i.name, i.shape, i.block) for i in infos if blocks.readable(i.block)]
+        types = types_of(weights, self.kind, Depth.of(self.file.metadata), wishes)
+        self.changes = [Change(info, types.get(info.name, info.block)) for info in infos]
+        twice = [c.info for c in self.changes if c.is_encoded and is_rounded(c.info.block)]
+        if twice and not allow_requantize:
+            raise InvalidInput(
+                f"{path} holds {twice[0].name} as {twice[0].block.name}, and what is rounded twice "
+                "loses more; take an F16, BF16 or F32 file, or add --allow-requantize"
+            )
+
+    def write(
+        self,
+        target: str | Path,
+        threads: int | None = None,
+        notice: Callable[[str], None] = lambda text: None,
+        progress: Progress = lambda done, total: None,
+    ) -> Path:
+        """Write the file and return its path; `progress` is told the bytes done and in all.
+
+        `notice` is told what is done otherwise than was wished. Raises InvalidInput where it cannot
+        be written, InvalidFile for values that are not finite or too large for their type; a file
+        that was there before then stays as it is.
+        """
+        path = apart(target, self.file)
+        if self._weighing is not None and path.resolve() == self._weighing.path.resolve():
+            raise InvalidInput(f"{target} is read at the same time; name another file to write")
+        importance = self._importance(notice)
+        prepare({change.block for change in self.changes if change.is_encoded}, notice)
+        work = [
+            partial(_tasks, self.file, change, importance.get(change.info.name))
+            for change in self.changes
+        ]
+        with replacing(path) as partial_path, Ahead(work, threads) as made:
+            tensors = [
+                NewTensor(change.info.name, change.info.shape, change.block, change.nbytes, pieces)
+                for change, pieces in zip(self.changes, made, strict=True)
+            ]
+            write_file(partial_path, self._entries(), tensors, progress)
+        return path
+
+    def facts(self) -> dict[str, Any]:
+        """What becomes of the file: sizes, bits per weight, and each tensor."""
+        before = sum(change.info.nbytes for change in self.changes)
+        after = sum(change.nbytes for change in self.changes)
+        weights = max(1, sum(math.prod(change.info.shape) for change in self.changes))
+        return {
+            "file": str(self.file.path),
+            "type": self.kind.name,
+            "bytes_before": before,
+            "bytes": after,
+            "bits_per_weight_before": 8 * before / weights,
+            "bits_per_weight": 8 * after / weights,
+            "tensors": [
+                {
+                    "name": change.info.name,
+                    "shape": list(change.info.shape),
+                    "type_before": change.info.block.name,
+                    "type": change.block.name,
+                    "bytes_before": change.info.nbytes,
+                    "bytes": change.nbytes,
+                }
+                for change in self.changes
+            ],
+        }
+
+    def _importance(self, notice: Callable[[str], None]) -> dict[str, np.ndarray]:
+        if self._weighing is None:
+            return {}
+        rounded = [c.info for c in self.changes if c.is_encoded and is_rounded(c.block)]
+        return self._weighing.of(((info.name, info.shape) for info in rounded), notice)
+
+    def _entries(self) -> dict[str, Value]:
+        """The pairs of the file, those of other parts left out, with what is new."""
+        return {
+            **without_split(self.file),
+            "general.quantization_version": Value.of(QUANTIZATION_VERSION, "u32"),
+            "general.file_type": Value.of(self.kind.code, "u32"),
+            **({} if self._weighing is None else self._weighing.pairs()),
+        }
+
+
+def _tasks(file: GGUF, change: Change, importance: np.ndarray | None) -> Iterator[Task]:
+    """What makes the bytes of a tensor, piece by piece."""
+    info = change.info
+    if not change.is_encoded:
+        step = max(1, CHUNK_BYTES // info.block.nbytes) * info.block.nbytes
+        for start in range(0, info.nbytes, step):
+            yield partial(_copied, file, info, start, min(step, info.nbytes - start))
+        return
+    rows, width = math.prod(info.shape[:-1]), info.shape[-1]
+    for first, count in spans(rows, width):
+        yield partial(_encoded, file, change, importance, first, count)
+
+
+def _copied(file: GGUF, info: TensorInfo, start: int, nbytes: int) -> memoryview:
+    data = file.read(info, start, nbytes)
+    if any(not_finite(data, info.block)):
+        raise InvalidFile(
+            f"the values of {info.name} are not finite; the file is damaged, or the training failed"
+        )
+    return data
+
+
+def _encoded(
+    file: GGUF, change: Change, importance: np.ndarray | None, first: int, count: int
+) -> memoryview:
+    info = change.info
+    width, row_bytes = info.shape[-1], info.block.row_bytes(info.shape[-1])
+    data = file.read(info, first * row_bytes, count * row_bytes)
+    values = blocks.dequantize(np.frombuffer(data, np.uint8), info.block, (count, width))
+    rows = math.prod(info.shape[-2:-1])
+    return encoded(info.name, values, change.block, importance, first, rows)
