@@ -14,14 +14,8 @@ from typing import Any
 
 import click
 
-from .engine.arguments import (
-    evaluation_task,
-    model_and_text,
-    one_of,
-    open_model,
-    open_session,
-    prompt_text,
-)
+from .engine.arguments import model_and_text, one_of, open_session, prompt_text
+from .engine.evaluation_options import imatrix_options, perplexity_options
 from .engine.faults import explain_bus_errors
 from .engine.options import (
     bench_options,
@@ -29,7 +23,6 @@ from .engine.options import (
     convert_options,
     memory_options,
     model_options,
-    perplexity_options,
     plan_options,
     pull_options,
     run_options,
@@ -342,22 +335,30 @@ def bench(models: tuple[str, ...], more: tuple[str, ...], output: str, **options
 @main.command("perplexity")
 @click.argument("model", required=False)
 @perplexity_options
-def perplexity_command(model: str | None, model_option: str | None, **options: Any) -> None:
+def perplexity_command(**options: Any) -> None:
     """Measure how well MODEL foretells a text.
 
     The text is read in one pass, the state carried from its first token to its last; with -c or
     --chunks in chunks, as llama-perplexity reads it. Nats by position show whether a state that
     has read much is worth more than one that has read little.
     """
-    from .engine.evaluation import evaluate
-    from .engine.perplexity_text import found_lines, running_list
+    from .engine.measuring import perplexity
 
-    task = evaluation_task(options)
-    loaded = open_model(one_of(model, model_option, "model") or "demo", options)
-    with bars() as report:
-        found = evaluate(loaded, task, report, None if options["as_json"] else running_list)
-    click.echo(json.dumps(found, indent=2) if options["as_json"] else "\n".join(found_lines(found)))
-    sys.exit(INTERRUPTED if found["interrupted"] else 0)
+    sys.exit(perplexity(options))
+
+
+@main.command("imatrix")
+@click.argument("model", required=False)
+@imatrix_options
+def imatrix_command(**options: Any) -> None:
+    """Collect what the weights of MODEL are multiplied with over a text, for `quantize`.
+
+    The file is llama.cpp's importance matrix, made as llama-imatrix makes it. Best given a model of
+    16 bits, and some hundred chunks of text like that which the model is for.
+    """
+    from .engine.measuring import collect_imatrix
+
+    sys.exit(collect_imatrix(options))
 
 
 @main.command()

@@ -12,8 +12,6 @@ from ..kernels.errors import InvalidInput
 from .printing import bars, notice
 
 if TYPE_CHECKING:
-    from .evaluation import Task
-    from .model import Model
     from .session import Session
 
 
@@ -46,30 +44,6 @@ def open_session(path: str, options: dict[str, Any]) -> Session:
         )  # fmt: skip
     settings["seed"] = secrets.randbits(32) if seed is None or seed < 0 else seed
     return Session(model, stop=options["stop"], ignore_eos=options["ignore_eos"], **settings)
-
-
-def open_model(path: str, options: dict[str, Any], **more: Any) -> Model:
-    """Load a model that texts are measured with."""
-    from .model import Model
-
-    with bars(wiped=False) as report:
-        return Model(
-            path, options["threads"], notice=notice, progress=report, repack=options["repack"],
-            max_ram=options["max_ram"], text=True, cache_type_k=options["cache_type_k"],
-            cache_type_v=options["cache_type_v"], **more,
-        )  # fmt: skip
-
-
-def evaluation_task(options: dict[str, Any]) -> Task:
-    """What `perplexity` is asked for; raises InvalidInput for what cannot be meant."""
-    from .evaluation import Task
-    from .terminal import read_prompt
-
-    names = ("chunk", "chunks", "tokens", "batch", "base", "compare", "plot", "even")
-    text = "" if options["compare"] else read_prompt(None, options["text_file"], needed=False)
-    task = Task(text, **{name: options[name] for name in names})
-    task.check()
-    return task
 
 
 def model_and_text(

@@ -6,6 +6,8 @@ The model is the embedded one, the text a few hundred random tokens or English w
 from __future__ import annotations
 
 import json
+import os
+import re
 import struct
 import subprocess
 import sys
@@ -312,6 +314,38 @@ def test_perplexity_is_the_stored_one(shared: Path, tmp_path: Path, name: str):
     found = measure(model, text=text, tokens=wanted["tokens_fed"])
     assert found["scored"] == wanted["tokens_scored"]
     assert found["ppl"] == pytest.approx(wanted["ppl"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mamba-tiny-lit", "mamba2-tiny"])
+def test_llama_perplexity_finds_the_same_and_reads_our_base(
+    shared: Path, tmp_path: Path, name: str
+):
+    tools = os.environ.get("KEELBACK_LLAMACPP_TOOLS")
+    if not tools:
+        pytest.skip("KEELBACK_LLAMACPP_TOOLS names no folder with llama-perplexity")
+    path = convert(shared / "checkpoints" / name, tmp_path / "model.gguf", "f32")
+    text = shared / "corpus" / "valid.txt"
+
+    def theirs(*options: str) -> str:
+        command = [f"{tools}/llama-perplexity", "-m", str(path), "-f", str(text), "-c", "128"]
+        return subprocess.run(
+            [*command, "--chunks", "6", "-t", "2", *options], capture_output=True, text=True,
+            env=os.environ | {"LD_LIBRARY_PATH": tools}, timeout=120, check=True,
+        ).stdout  # fmt: skip
+
+    ours, bases = keelback(str(path), "-f", str(text), "-c", "128", "--chunks", "6"), {}
+    running = ours.stdout.splitlines()[0]
+    assert running.startswith("[1]") and "[6]" in running and running in theirs()
+    model = Model(path, notice=lambda text: None)
+    task = {"text": text.read_text("ascii"), "chunk": 128, "chunks": 6}
+    for who in ("ours", "theirs"):
+        bases[who] = str(tmp_path / who)
+    measure(model, **task, base=bases["ours"])
+    theirs("--kl-divergence-base", bases["theirs"])
+    apart = measure(model, base=bases["theirs"], compare=True)["divergence"]
+    assert abs(apart["kl"]["mean"]) < 1e-5 and apart["same_top"]["share"] == 1
+    said = theirs("--kl-divergence", "--kl-divergence-base", bases["ours"])
+    assert re.search(r"Mean    KLD: +-?0\.0000", said), said[-2000:]
 
 
 # ---- the command

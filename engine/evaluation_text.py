@@ -1,4 +1,4 @@
-"""What `perplexity` found, as lines on a terminal."""
+"""What `perplexity` and `imatrix` found, as lines on a terminal."""
 
 from __future__ import annotations
 
@@ -61,3 +61,20 @@ def _divergence_lines(found: dict[str, Any]) -> list[str]:
         "same likeliest token": f"{same['share']:.3%} ± {same['error']:.3%}",
     }
     return [f"{name:{_WIDTH}}{value}" for name, value in rows.items()]
+
+
+def statistics_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A table of an importance matrix: the tensors whose inputs are largest come last."""
+    width = max((len(row["name"]) for row in rows), default=0)
+    lines = [
+        f"{'tensor':{width}} {'matrices':>8} {'columns':>8} {'inputs':>10} {'mean x^2':>10} "
+        f"{'largest':>10} {'evenness':>8}"
+    ]
+    for row in sorted(rows, key=lambda row: row["mean"]):
+        missing = f", {row['unseen']} without inputs" if row["unseen"] else ""
+        lines.append(
+            f"{printable(row['name']):{width}} {row['matrices']:8} {row['width']:8} "
+            f"{row['inputs']:10} {row['mean']:10.4g} {row['largest']:10.4g} "
+            f"{row['evenness']:8.1%}{missing}"
+        )
+    return lines
