@@ -344,7 +344,7 @@ def perplexity_command(**options: Any) -> None:
     """
     from .engine.measuring import perplexity
 
-    sys.exit(perplexity(options))
+    sys.exit(INTERRUPTED if perplexity(options) else 0)
 
 
 @main.command("imatrix")
@@ -358,7 +358,7 @@ def imatrix_command(**options: Any) -> None:
     """
     from .engine.measuring import collect_imatrix
 
-    sys.exit(collect_imatrix(options))
+    sys.exit(INTERRUPTED if collect_imatrix(options) else 0)
 
 
 @main.command()

@@ -17,6 +17,8 @@ from .perplexity import Estimate, estimate
 
 #: Buckets of a curve, unless there are fewer positions.
 BUCKETS = 24
+#: Positions of its first bucket, unless there are few: a mean of fewer tokens says nothing.
+_FIRST = 32
 _BARS = "▁▂▃▄▅▆▇█"
 #: A picture's size, the frame inside it, and the colours of its lines.
 _WIDTH, _HEIGHT = 720, 400
@@ -43,8 +45,12 @@ class Bucket:
 def curve(positions: np.ndarray, values: np.ndarray, even: bool = False) -> list[Bucket]:
     """Means of values (n,) by position (n,), from 1 up: in buckets that grow, or of even size."""
     low, high = int(positions.min()), int(positions.max()) + 1
-    space = np.linspace if even else np.geomspace
-    edges = np.unique(np.rint(space(low, high, BUCKETS + 1)).astype(np.int64))
+    second = low + max(1, min(_FIRST, (high - low) // BUCKETS))
+    if even or second >= high:
+        edges = np.linspace(low, high, BUCKETS + 1)
+    else:
+        edges = np.concatenate([[low], np.geomspace(second, high, BUCKETS)])
+    edges = np.unique(np.rint(edges).astype(np.int64))
     buckets = []
     for first, end in pairwise(edges):
         inside = values[(positions >= first) & (positions < end)]

@@ -5,7 +5,6 @@ tells (tools/perplexity), over the same tokens, in the same definitions.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,52 +16,42 @@ _DEEPEST = -16
 _PERCENTILES = (99.9, 99, 95, 90, 10, 5, 1, 0.1)
 
 
-@dataclass(slots=True)
-class Divergence:
-    """Of every token, in nats or as shares of 1.
+def diverge(logits: np.ndarray, base: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """What rows of logits and a base's log-probabilities, both (R, vocabulary) float32, come to.
 
-    kl             the Kullback-Leibler divergence from the base's expectations to the model's
-    nll, base_nll  negative log-likelihoods under the model and under the base
-    same_top       whether both hold the same token for the likeliest
+    targets: (R,), the tokens that came. Returns (4, R) float64: their negative log-likelihoods
+    under the model and under the base, the Kullback-Leibler divergence from the base's expectations
+    to the model's, all in nats, and 1 where both hold the same token for the likeliest.
     """
+    found = np.empty((4, len(targets)))
+    for i, (row, expected, target) in enumerate(zip(logits, base, targets, strict=True)):
+        total = normaliser(row)
+        found[0, i], found[1, i] = total - float(row[target]), -float(expected[target])
+        found[2, i] = _divergence(row, total, expected)
+        found[3, i] = row.argmax() == expected.argmax()
+    return found
 
-    kl: list[float] = field(default_factory=list)
-    nll: list[float] = field(default_factory=list)
-    base_nll: list[float] = field(default_factory=list)
-    same_top: list[bool] = field(default_factory=list)
 
-    def add(self, logits: np.ndarray, base: np.ndarray, targets: np.ndarray) -> None:
-        """Count rows: logits of the model and log-probabilities of the base, both
-        (R, vocabulary) float32, and the tokens that came, (R,).
-        """
-        for row, expected, target in zip(logits, base, targets, strict=True):
-            total = normaliser(row)
-            self.kl.append(_divergence(row, total, expected))
-            self.nll.append(total - float(row[target]))
-            self.base_nll.append(-float(expected[target]))
-            self.same_top.append(bool(row.argmax() == expected.argmax()))
-
-    def summary(self) -> dict[str, Any]:
-        """All figures, ready for JSON."""
-        nll, base = np.array(self.nll), np.array(self.base_nll)
-        kl, same = np.array(self.kl), np.array(self.same_top, np.float64)
-        ours, theirs, apart = estimate(nll), estimate(base), estimate(nll - base)
-        paired, diverged = compare(nll, base), estimate(kl)
-        spread = nll.std() * base.std()
-        return {
-            "kl": {"mean": diverged.mean, "error": diverged.error, **_spread(kl)},
-            "delta_p": _shifts(np.exp(-nll) - np.exp(-base)),
-            "same_top": {"share": float(same.mean()), "error": estimate(same).error},
-            "base_ppl": theirs.ppl,
-            "base_ppl_error": theirs.ppl_error,
-            "ppl_ratio": math.exp(apart.mean),
-            "ppl_ratio_error": math.exp(apart.mean) * apart.error,
-            "ppl_difference": ours.ppl - theirs.ppl,
-            "nll_difference": apart.mean,
-            "nll_difference_error": apart.error,
-            "correlation": float(np.cov(nll, base, ddof=0)[0, 1] / spread) if spread else None,
-            "paired": {"mean": paired.mean, "error": paired.error, "blocks": paired.blocks},
-        }
+def summary(values: np.ndarray) -> dict[str, Any]:
+    """All figures of what `diverge` returned, (4, n), ready for JSON."""
+    nll, base, kl, same = values
+    ours, theirs, apart = estimate(nll), estimate(base), estimate(nll - base)
+    paired, diverged = compare(nll, base), estimate(kl)
+    spread = nll.std() * base.std()
+    return {
+        "kl": {"mean": diverged.mean, "error": diverged.error, **_spread(kl)},
+        "delta_p": _shifts(np.exp(-nll) - np.exp(-base)),
+        "same_top": {"share": float(same.mean()), "error": estimate(same).error},
+        "base_ppl": theirs.ppl,
+        "base_ppl_error": theirs.ppl_error,
+        "ppl_ratio": math.exp(apart.mean),
+        "ppl_ratio_error": math.exp(apart.mean) * apart.error,
+        "ppl_difference": ours.ppl - theirs.ppl,
+        "nll_difference": apart.mean,
+        "nll_difference_error": apart.error,
+        "correlation": float(np.cov(nll, base, ddof=0)[0, 1] / spread) if spread else None,
+        "paired": {"mean": paired.mean, "error": paired.error, "blocks": paired.blocks},
+    }
 
 
 def _divergence(logits: np.ndarray, total: float, expected: np.ndarray) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from ..kernels.errors import InvalidInput, printable
 from .backend import MAX_ROWS, Progress
 from .curve import Bucket, check_picture, curve, draw
-from .divergence import Divergence
+from .divergence import diverge, summary
 from .logits_file import LogitsFile, LogitsWriter, Text, reading, writing
 from .model import Model
 from .perplexity import (
@@ -84,12 +84,15 @@ class Task:
 
 @dataclass(slots=True)
 class Measurement:
-    """What has been measured so far: values in the order of the text."""
+    """What has been measured so far: parts in the order of the text.
+
+    parts   (2, R) each: positions and negative log-likelihoods; against a base (5, R), the
+            likelihoods followed by what else `diverge` returns. A Ctrl-C adds all of a part or none
+    chunks  the estimates at the end of each
+    """
 
     text: Text
-    values: list[np.ndarray] = field(default_factory=list)
-    positions: list[np.ndarray] = field(default_factory=list)
-    divergence: Divergence | None = None
+    parts: list[np.ndarray] = field(default_factory=list)
     chunks: list[Estimate] = field(default_factory=list)
     interrupted: bool = False
     count: int = 0
@@ -105,17 +108,16 @@ class Measurement:
 
     def add(self, rows: Rows, base: LogitsFile | None) -> None:
         """Count rows, against the next ones of a base where there is one."""
-        if self.divergence is None or base is None:
-            values = likelihoods(rows.logits, rows.targets)
+        if base is None:
+            values = likelihoods(rows.logits, rows.targets)[None]
         else:
-            self.divergence.add(rows.logits, base.read(len(rows.targets)), rows.targets)
-            values = np.array(self.divergence.nll[-len(rows.targets) :])
+            values = diverge(rows.logits, base.read(len(rows.targets)), rows.targets)
         first = rows.first % self.text.size if self.text.size else rows.first
-        self.count += len(values)
-        self._total += float(values.sum())
-        self._squares += float(np.square(values).sum())
-        self.values.append(values)
-        self.positions.append(first + np.arange(len(values)))
+        positions = first + np.arange(len(rows.targets))
+        self.parts.append(np.concatenate([positions[None], values]))
+        self.count += len(positions)
+        self._total += float(values[0].sum())
+        self._squares += float(np.square(values[0]).sum())
 
     def end_chunk(self) -> bool:
         """Whether a chunk has come to its end; its running estimate is then kept."""
@@ -125,11 +127,6 @@ class Measurement:
         self.chunks.append(self.running)
         return True
 
-    def curve(self, even: bool, values: np.ndarray | None = None) -> list[Bucket]:
-        """By position: of the values, or of others for the same tokens."""
-        mine = np.concatenate(self.values) if values is None else values
-        return curve(np.concatenate(self.positions), mine, even)
-
 
 def evaluate(
     model: Model, task: Task, progress: Progress, listed: Listed | None = None
@@ -137,19 +134,19 @@ def evaluate(
     """Measure, draw, and return all figures, ready for JSON.
 
     Where the text is read in chunks, `listed` is told the number of each and the perplexity up to
-    its end; `progress` is then left alone. Raises InvalidInput for a text that is
-    too short or of another vocabulary, KeyboardInterrupt where Ctrl-C leaves no figure.
+    its end; `progress` is then left alone. Raises InvalidInput for a text that is too short or of
+    another vocabulary, KeyboardInterrupt where Ctrl-C leaves no figure.
     """
     with contextlib.ExitStack() as stack:
         base = None
         if task.compare and task.base is not None:
             base = stack.enter_context(reading(task.base))
         text = _text(model, task) if base is None else _text_of(base, model, task)
-        measured = Measurement(text, divergence=None if base is None else Divergence())
+        measured = Measurement(text)
         try:
             _measure(model, task, base, measured, progress, listed)
         except KeyboardInterrupt:
-            if not measured.values:
+            if not measured.parts:
                 raise
             measured.interrupted = True
     return _facts(model, task, measured)
@@ -163,17 +160,10 @@ def _text(model: Model, task: Task) -> Text:
     ids = np.array(model.tokenizer.encode(text, parse_special=False), np.int64)
     if model.tokenizer.add_eos:
         ids = ids[:-1]
+    wanted = task.tokens
     if size is not None:
-        count = min(len(ids) // size, task.chunks or len(ids))
-        ids = ids[: count * size]
-    else:
-        ids = ids[: task.tokens]
-    if len(ids) < (size or 2):
-        raise InvalidInput(
-            f"the text is too short: it has {len(ids) if size is None else 'fewer'} tokens, and "
-            f"{size or 2} are needed"
-        )
-    return Text(ids, model.vocabulary, size)
+        wanted = min(len(ids) // size, task.chunks or len(ids)) * size
+    return _checked(Text(ids[:wanted], model.vocabulary, size), len(ids[: task.tokens]))
 
 
 def _text_of(base: LogitsFile, model: Model, task: Task) -> Text:
@@ -184,11 +174,22 @@ def _text_of(base: LogitsFile, model: Model, task: Task) -> Text:
             f"{base.path} is of {text.vocabulary} tokens, and {model.file.path} has "
             f"{model.vocabulary}; compare models of one vocabulary"
         )
-    if task.chunk is not None and task.chunk != text.size:
-        kind = f"chunks of {text.size}" if text.size else "one pass"
-        raise InvalidInput(f"{base.path} was written for {kind}; leave -c out")
+    if text.size is None and task.chunk_size is not None:
+        raise InvalidInput(f"{base.path} was written for one pass; leave -c and --chunks out")
+    if text.size is not None and (task.tokens or task.chunk not in (None, text.size)):
+        raise InvalidInput(
+            f"{base.path} was written for chunks of {text.size}; leave -c and --tokens out"
+        )
     wanted = task.tokens if text.size is None else task.chunks and task.chunks * text.size
-    return Text(text.ids[:wanted], text.vocabulary, text.size)
+    return _checked(Text(text.ids[:wanted], text.vocabulary, text.size), len(text.ids[:wanted]))
+
+
+def _checked(text: Text, tokens: int) -> Text:
+    if text.rows < 1:
+        raise InvalidInput(
+            f"{tokens} tokens are too few to measure with; {text.size or 2} are needed"
+        )
+    return text
 
 
 def _measure(
@@ -231,15 +232,14 @@ def _writer(task: Task, text: Text) -> Iterator[LogitsWriter | None]:
 
 
 def _facts(model: Model, task: Task, measured: Measurement) -> dict[str, Any]:
-    total, divergence = estimate(np.concatenate(measured.values)), measured.divergence
-    lines = {"": measured.curve(task.even)}
-    if divergence is not None:
-        lines = {
-            "model": lines[""],
-            "base": measured.curve(task.even, np.array(divergence.base_nll)),
-        }
-    name = printable(Path(model.file.path).name)
+    positions, *values = np.concatenate(measured.parts, axis=1)
+    total, buckets = estimate(values[0]), curve(positions, values[0], task.even)
+    compared = len(values) > 1
     if task.plot is not None:
+        lines = {"": buckets}
+        if compared:
+            lines = {"model": buckets, "base": curve(positions, values[1], task.even)}
+        name = printable(Path(model.file.path).name)
         draw(task.plot, f"{name}: nats a token, {total.mean:.4f} in all", lines)
     return {
         "model": str(model.file.path),
@@ -253,8 +253,8 @@ def _facts(model: Model, task: Task, measured: Measurement) -> dict[str, Any]:
         "ppl": total.ppl,
         "ppl_error": total.ppl_error,
         "chunks": [running.ppl for running in measured.chunks],
-        "curve": [_point(bucket) for bucket in measured.curve(task.even)],
-        "divergence": None if divergence is None else divergence.summary(),
+        "curve": [_point(bucket) for bucket in buckets],
+        "divergence": summary(np.array(values)) if compared else None,
     }
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..kernels.errors import InvalidFile
 from ..kernels.files import check_space, check_target, replacing
-from .perplexity import normaliser
+from .perplexity import SMALLEST_CHUNK, normaliser
 
 _CHUNKED, _CARRIED = b"_logits_", b"_carried"
 _NUMBERS = np.dtype("<i4")
@@ -83,7 +83,8 @@ class LogitsFile:
             )
         size, vocabulary, chunks = np.frombuffer(head[8:], _NUMBERS).tolist()
         carried = head[:8] == _CARRIED
-        if min(size, vocabulary, chunks) < 1 or size < 2 or (carried and chunks > 1):
+        smallest = 2 if carried else SMALLEST_CHUNK
+        if size < smallest or min(vocabulary, chunks) < 1 or (carried and chunks > 1):
             raise self._broken(f"announces {chunks} chunks of {size} of {vocabulary} tokens")
         if size * chunks * _NUMBERS.itemsize > nbytes - _HEADER:
             raise self._broken("ends too early")

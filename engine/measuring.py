@@ -18,11 +18,9 @@ from .model import Model
 from .printing import bars, notice, written
 from .terminal import read_prompt
 
-INTERRUPTED = 130
 
-
-def perplexity(options: dict[str, Any]) -> int:
-    """Measure, and print what was found."""
+def perplexity(options: dict[str, Any]) -> bool:
+    """Measure, and print what was found; whether Ctrl-C has ended it early."""
     names = ("chunk", "chunks", "tokens", "batch", "base", "compare", "plot", "even")
     text = "" if options["compare"] else _text(options)
     task = Task(text, **{name: options[name] for name in names})
@@ -32,16 +30,16 @@ def perplexity(options: dict[str, Any]) -> int:
         found = evaluate(model, task, report, None if options["as_json"] else running_list)
     shown = json.dumps(found, indent=2) if options["as_json"] else "\n".join(found_lines(found))
     click.echo(shown)
-    return INTERRUPTED if found["interrupted"] else 0
+    return bool(found["interrupted"])
 
 
-def collect_imatrix(options: dict[str, Any]) -> int:
-    """Collect importance and write it; or show what a file holds."""
+def collect_imatrix(options: dict[str, Any]) -> bool:
+    """Collect importance and write it, or show what a file holds; whether Ctrl-C has ended it."""
     if options["shown"] is not None:
         rows = statistics(options["shown"])
         lines = [json.dumps(rows, indent=2)] if options["as_json"] else statistics_lines(rows)
         click.echo("\n".join(lines))
-        return 0
+        return False
     text, head, target = _text(options), options["head"], Path(options["target"])
     check_target(target)
     watched: dict[str, Any] = {}
@@ -54,7 +52,7 @@ def collect_imatrix(options: dict[str, Any]) -> int:
         notice(sentence)
     imatrix.write(target, found)
     click.echo(f"{written(target)}, {found.chunks} chunks of {found.chunk_size}")
-    return INTERRUPTED if interrupted else 0
+    return interrupted
 
 
 def _text(options: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: Bytes of logits that a forward of ours leaves behind at most.
 _LOGITS = 64 << 20
 #: Tokens of a chunk: with fewer there is none to count in its second half.
-SMALLEST_CHUNK = 4
+SMALLEST_CHUNK = 3
 #: Tokens that make a block of a comparison: neighbours are alike, blocks hardly are.
 BLOCK = 256
 _FEWEST_BLOCKS = 8

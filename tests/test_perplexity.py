@@ -23,7 +23,7 @@ from keelback.cli import main
 from keelback.convert import convert
 from keelback.engine import perplexity
 from keelback.engine.curve import curve, sparkline
-from keelback.engine.divergence import Divergence
+from keelback.engine.divergence import diverge, summary
 from keelback.engine.evaluation import Task, evaluate
 from keelback.engine.logits_file import Text, reading, writing
 from keelback.engine.model import Model
@@ -188,6 +188,7 @@ DAMAGE = {
     "an end in the ids": lambda raw: raw[:40],
     "an end in the rows": lambda raw: raw[:-1],
     "bytes behind": lambda raw: raw + b"0000",
+    "chunks of two": lambda raw: raw[:8] + struct.pack("<3i", 2, 5, 8) + raw[20:84],
     "no chunk": lambda raw: raw[:16] + struct.pack("<i", 0) + raw[20:],
     "chunks without number": lambda raw: raw[:8] + struct.pack("<3i", 1 << 30, 5, 1 << 30),
     "a negative vocabulary": lambda raw: raw[:12] + struct.pack("<i", -5) + raw[16:],
@@ -220,12 +221,11 @@ def test_divergence_is_its_definition(tmp_path: Path):
     base = draw.normal(0, 2, (200, 50)).astype(np.float32)
     logits = base + draw.normal(0, 0.1, base.shape).astype(np.float32)
     targets = draw.integers(0, 50, 200)
-    found = Divergence()
     expected = log_softmax(base)
-    found.add(logits, expected.astype(np.float32), targets)
+    found = diverge(logits, expected.astype(np.float32), targets)
     ours, at = log_softmax(logits), (np.arange(200), targets)
     kl = (np.exp(expected) * (expected - ours)).sum(axis=1)
-    facts = found.summary()
+    facts = summary(found)
     assert facts["kl"]["mean"] == pytest.approx(kl.mean(), rel=1e-4)
     assert facts["kl"]["median"] == pytest.approx(np.median(kl), rel=1e-3)
     assert facts["kl"]["p99"] == pytest.approx(np.percentile(kl, 99), rel=1e-3)
@@ -263,8 +263,15 @@ def test_a_base_of_another_model_is_refused(demo: Model, tmp_path: Path):
         measure(demo, base=str(base), compare=True)
     with writing(base, Text(np.arange(8), 2048, 8)) as writer:
         writer.add(np.zeros((3, 2048), np.float32))
-    with pytest.raises(InvalidInput, match="leave -c out"):
-        measure(demo, base=str(base), compare=True, chunk=16)
+    for task in ({"chunk": 16}, {"tokens": 5}):
+        with pytest.raises(InvalidInput, match="leave -c and --tokens out"):
+            measure(demo, base=str(base), compare=True, **task)
+    with writing(base, Text(np.arange(3), 2048, None)) as writer:
+        writer.add(np.zeros((2, 2048), np.float32))
+    with pytest.raises(InvalidInput, match="leave -c and --chunks out"):
+        measure(demo, base=str(base), compare=True, chunks=1)
+    with pytest.raises(InvalidInput, match="too few"):
+        measure(demo, base=str(base), compare=True, tokens=1)
 
 
 # ---- what is made of it
@@ -367,11 +374,11 @@ BAD = {
     "no text": ((), "there is no text to measure"),
     "no such text": (("-f", "nowhere.txt"), "nowhere.txt cannot be read"),
     "no such model": (("nowhere.gguf", "-f", __file__), "nowhere.gguf"),
-    "a chunk of two": (("-f", __file__, "-c", "2"), "give -c 4 or more"),
+    "a chunk of two": (("-f", __file__, "-c", "2"), "give -c 3 or more"),
     "no chunks": (("-f", __file__, "--chunks", "0"), "--chunks 0"),
     "no tokens": (("-f", __file__, "--tokens", "-3"), "--tokens -3"),
-    "one token": (("-f", __file__, "--tokens", "1"), "too short"),
-    "chunks that are longer": (("-f", __file__, "-c", "1000000"), "too short"),
+    "one token": (("-f", __file__, "--tokens", "1"), "too few"),
+    "chunks that are longer": (("-f", __file__, "-c", "1000000"), "too few"),
     "two ways": (("-f", __file__, "--tokens", "9", "-c", "8"), "--tokens is for one pass"),
     "another picture": (("-f", __file__, "--plot", "x.png"), "drawn as SVG"),
     "no base": (("--kl-divergence",), "needs the file"),
