@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from .engine.arguments import model_and_text, one_of, open_session, prompt_text
+from .engine.evaluation_options import imatrix_options, perplexity_options
 from .engine.faults import explain_bus_errors
 from .engine.options import (
     bench_options,
@@ -341,6 +342,35 @@ def bench(models: tuple[str, ...], more: tuple[str, ...], output: str, **options
     )  # fmt: skip
     with bars() as report:
         print_rows(measured(plan, notice, report), output)
+
+
+@main.command("perplexity")
+@click.argument("model", required=False)
+@perplexity_options
+def perplexity_command(**options: Any) -> None:
+    """Measure how well MODEL foretells a text.
+
+    The text is read in one pass, the state carried from its first token to its last; with -c or
+    --chunks in chunks, as llama-perplexity reads it. Nats by position show whether a state that
+    has read much is worth more than one that has read little.
+    """
+    from .engine.measuring import perplexity
+
+    sys.exit(INTERRUPTED if perplexity(options) else 0)
+
+
+@main.command("imatrix")
+@click.argument("model", required=False)
+@imatrix_options
+def imatrix_command(**options: Any) -> None:
+    """Collect what the weights of MODEL are multiplied with over a text, for `quantize`.
+
+    The file is llama.cpp's importance matrix, made as llama-imatrix makes it. Best given a model of
+    16 bits, and some hundred chunks of text like that which the model is for.
+    """
+    from .engine.measuring import collect_imatrix
+
+    sys.exit(INTERRUPTED if collect_imatrix(options) else 0)
 
 
 @main.command()

@@ -13,6 +13,7 @@ import numpy as np
 
 from .. import models
 from ..kernels.errors import InvalidInput, NumericalError, printable
+from ..models.graph import Graph
 from .backend import MAX_ROWS, Batch, Progress, make_backend
 from .footprint import admission, fits_panels
 from .info import open_file, tokenizer_of
@@ -48,8 +49,11 @@ class Model:
         context: int = 0,
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
+        amend: Callable[[Graph], None] | None = None,
     ) -> None:
         """See `keelback.load`; `notice` and `progress` are told of what takes time.
+
+        `amend` may add ops to the model's graph, such as look at what is computed.
 
         With `text` the tokenizer, which is sure to be used, is built while the weights are loaded;
         what is not loaded when it is ready is with the tokens to come.
@@ -61,6 +65,8 @@ class Model:
         admit = admission(Path(path), max_ram)
         self.file = open_file(path)
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
+        if amend is not None:
+            amend(self.graph)
         self.layout = Layout.of(self.graph, cache_types(cache_type_k, cache_type_v))
         # What has a fixed size needs no limit.
         self.context = context if self.layout.caches else 0

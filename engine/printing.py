@@ -38,6 +38,7 @@ def bars(wiped: bool = True) -> Iterator[Callable[[str, int, int], None]]:
                     click.progressbar(length=total, label=label, file=sys.stderr)
                 )
             if current is not None:
+                current.label = label
                 current.update(done - current.pos)
                 if done >= total:
                     current = None

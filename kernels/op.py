@@ -177,8 +177,8 @@ IDS, OUTPUTS, POSITIONS = Operand(Kind.IDS), Operand(Kind.OUTPUTS), Operand(Kind
 
 #: The modules that hold ops; each has a `_cpu` sibling.
 FAMILIES = (
-    "activation", "attention", "columns", "conv", "embedding", "experts", "linear", "norm",
-    "recurrence", "rotary", "scan",
+    "activation", "attention", "columns", "conv", "embedding", "experts", "importance", "linear",
+    "norm", "recurrence", "rotary", "scan",
 )  # fmt: skip
 
 

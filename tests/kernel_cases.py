@@ -278,8 +278,22 @@ def _sums() -> None:
         case(f"expert_sum-{size}", "expert_sum", rows=rows, attributes={"used": 4})
 
 
+def _importance() -> None:
+    for size in SIZES:
+        for matrices, used, parts in ((1, 1, 1), (5, 2, 1), (5, 2, 2), (3, 3, 3)):
+            rows = {"x": normal((size, 53), T, parts * size)}
+            if used < matrices:
+                rows["routes"] = routes(size, T, matrices, used)
+            sums = uniform((size, 54), 0, 9, len(LENGTHS), matrices, size + 1)
+            attributes = {"matrices": matrices, "used": used, "parts": parts}
+            case(
+                f"sum_squares-{matrices}/{used}/{parts}-{size}", "sum_squares",
+                rows=rows, states={"sums": sums}, attributes=attributes,
+            )  # fmt: skip
+
+
 for _register in (
     _activations, _gates, _columns, _selected, _quantized, _norms, _convolutions, _scans,
-    _recurrences, _attentions, _rotaries, _routers, _sums,
+    _recurrences, _attentions, _rotaries, _routers, _sums, _importance,
 ):  # fmt: skip
     _register()

@@ -6,6 +6,7 @@ rest, skipped without:
     KEELBACK_LLAMACPP_SOURCE  llama.cpp's source with its converter; llama-cpp-python's sdist has it
                               under vendor/llama.cpp
     KEELBACK_LLAMACPP_PYTHON  a Python with torch and transformers for it; default this one
+    KEELBACK_LLAMACPP_TOOLS   the folder with llama.cpp's programs, such as llama-perplexity
     KEELBACK_SHARED           the folder with the trained checkpoints and the corpus
 """
 

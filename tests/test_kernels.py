@@ -84,7 +84,7 @@ def _in_pieces(tried: Case, machine: Machine, cuts: np.random.Generator) -> Play
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in CASES if name.startswith(("expert", "recurrence"))]
+    "name", [name for name in CASES if name.startswith(("expert", "recurrence", "sum"))]
 )
 def test_pieces_give_the_bits_of_one_forward(name):
     tried = CASES[name]

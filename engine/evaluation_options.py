@@ -1,0 +1,91 @@
+"""The options of the commands that read a text to learn of a model: perplexity and imatrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .options import memory_options
+
+
+def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where a model and a text come from that are measured together."""
+    command = memory_options(command)
+    for option in (
+        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+        click.option(
+            *("-b", "--batch-size", "batch"), type=int, default=512, show_default=True,
+            help="Tokens of a forward, at most 512; fewer where the vocabulary is large.",
+        ),
+        click.option(
+            "-f", "--file", "text_file", metavar="TEXT", help="The text; a pipe without."
+        ),
+        click.option(
+            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def perplexity_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How `perplexity` reads a text, and what it compares it with."""
+    command = evaluation_options(command)
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option(
+            "--plot", metavar="SVG", help="Draw nats a token by position, as a picture."
+        ),
+        click.option(
+            "--even", is_flag=True, help="Positions in buckets of one size, not growing ones."
+        ),
+        click.option(
+            "--kl-divergence", "compare", is_flag=True,
+            help="Compare with the logits of FILE, on the text it was written for.",
+        ),
+        click.option(
+            "--kl-divergence-base", "base", metavar="FILE",
+            help="Save all logits; with --kl-divergence, compare with these.",
+        ),
+        click.option("--chunks", type=int, metavar="K", help="In chunks, the first K of them."),
+        click.option(
+            *("-c", "--ctx-size", "chunk"), type=int, metavar="N",
+            help="In chunks of N tokens, 512 without. They know nothing of each other, and the "
+            "second half of each counts: llama-perplexity's figure.",
+        ),
+        click.option("--tokens", type=int, metavar="N", help="In one pass, the first N tokens."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def imatrix_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `imatrix` reads and writes."""
+    command = evaluation_options(command)
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="With --show-statistics: as JSON."),
+        click.option(
+            "--show-statistics", "shown", metavar="FILE",
+            help="Show what an importance matrix holds, and do nothing else.",
+        ),
+        click.option(
+            "--parse-special", "special", is_flag=True,
+            help="Control tokens that the text spells are those tokens.",
+        ),
+        click.option(
+            "--process-output", "head", is_flag=True, help="Also of the output matrix."
+        ),
+        click.option("--chunks", type=int, metavar="K", help="The first K chunks of the text."),
+        click.option(
+            *("-c", "--ctx-size", "chunk"), type=int, metavar="N", default=512, show_default=True,
+            help="Tokens of a chunk; chunks know nothing of each other.",
+        ),
+        click.option(
+            *("-o", "--output-file", "target"), metavar="FILE", default="imatrix.gguf",
+            show_default=True, help="The file to write.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command

@@ -1,0 +1,69 @@
+"""The commands that read a text to learn of a model, from their options to their status."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..kernels.files import check_target
+from ..kernels.formats import imatrix
+from .arguments import one_of
+from .evaluation import Task, evaluate
+from .evaluation_text import found_lines, running_list, statistics_lines
+from .importance import chunks_of, collect, statistics, unseen, watch
+from .model import Model
+from .printing import bars, notice, written
+from .terminal import read_prompt
+
+
+def perplexity(options: dict[str, Any]) -> bool:
+    """Measure, and print what was found; whether Ctrl-C has ended it early."""
+    names = ("chunk", "chunks", "tokens", "batch", "base", "compare", "plot", "even")
+    text = "" if options["compare"] else _text(options)
+    task = Task(text, **{name: options[name] for name in names})
+    task.check()
+    model = _open(options)
+    with bars() as report:
+        found = evaluate(model, task, report, None if options["as_json"] else running_list)
+    shown = json.dumps(found, indent=2) if options["as_json"] else "\n".join(found_lines(found))
+    click.echo(shown)
+    return bool(found["interrupted"])
+
+
+def collect_imatrix(options: dict[str, Any]) -> bool:
+    """Collect importance and write it, or show what a file holds; whether Ctrl-C has ended it."""
+    if options["shown"] is not None:
+        rows = statistics(options["shown"])
+        lines = [json.dumps(rows, indent=2)] if options["as_json"] else statistics_lines(rows)
+        click.echo("\n".join(lines))
+        return False
+    text, head, target = _text(options), options["head"], Path(options["target"])
+    check_target(target)
+    watched: dict[str, Any] = {}
+    model = _open(options, amend=lambda graph: watched.update(watch(graph, head)))
+    chunks = chunks_of(model, text, options["chunk"], options["chunks"], options["special"])
+    with bars() as report:
+        found, interrupted = collect(model, watched, chunks, report, head, options["batch"])
+    found.datasets = [options["text_file"] or "-"]
+    for sentence in unseen(found):
+        notice(sentence)
+    imatrix.write(target, found)
+    click.echo(f"{written(target)}, {found.chunks} chunks of {found.chunk_size}")
+    return interrupted
+
+
+def _text(options: dict[str, Any]) -> str:
+    return read_prompt(None, options["text_file"], needed=False)
+
+
+def _open(options: dict[str, Any], **more: Any) -> Model:
+    path = one_of(options["model"], options["model_option"], "model") or "demo"
+    names = ("repack", "max_ram", "cache_type_k", "cache_type_v")
+    settings = {name: options[name] for name in names}
+    with bars(wiped=False) as report:
+        return Model(
+            path, options["threads"], notice=notice, progress=report, text=True, **settings, **more
+        )

@@ -1,0 +1,231 @@
+"""`keelback imatrix`: sums of squares against inputs that the definitions saw, and llama.cpp's.
+
+KEELBACK_LLAMACPP_TOOLS names the folder with llama-imatrix; without, that test is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import tiny
+from keelback.cli import main
+from keelback.convert import convert
+from keelback.engine.importance import chunks_of, collect, statistics, watch
+from keelback.engine.model import Model
+from keelback.engine.reference import NumpyBackend
+from keelback.kernels.errors import InvalidInput
+from keelback.kernels.formats import imatrix
+from keelback.kernels.formats.imatrix import Importance
+
+#: All kinds of matrices: dense ones, experts with one input and with one each, one for every head.
+NAMES = ("mamba2-q8", "gdn-q8", "granite-moe", "qwen35moe-fused", "kimi-hub", "nemotron-latent")
+SIZE, CHUNKS = 20, 3
+#: Where activations are rounded on the way, a last bit can become a step of one.
+TOLERANCE = {"f32": 2e-6, "q8_0": 2e-3}
+WORDS = "It was the best of times, it was the worst of times, and the judge said so. " * 9
+
+
+def watched(path: Path | str, head: bool = False) -> tuple[Model, dict]:
+    found: dict[str, Any] = {}
+    model = Model(
+        path, 2, notice=lambda text: None, cache_type_k="f32", cache_type_v="f32",
+        amend=lambda graph: found.update(watch(graph, head)),
+    )  # fmt: skip
+    return model, found
+
+
+def collected(path: Path | str, chunks: np.ndarray, head: bool = False, batch=512) -> Importance:
+    model, found = watched(path, head)
+    return collect(model, found, chunks, lambda *_: None, head, batch)[0]
+
+
+def chunks_for(name: str) -> np.ndarray:
+    return tiny.ids(name, SIZE * CHUNKS).reshape(CHUNKS, SIZE)
+
+
+def seen_by_definition(path: Path, chunks: np.ndarray, monkeypatch) -> Importance:
+    """Every input of a matrix as the definitions see it before it is rounded, summed in float64."""
+    kept = {"cache_type_k": "f32", "cache_type_v": "f32"}
+    model = Model(path, backend="numpy", notice=lambda text: None, **kept)
+    values: dict[Any, np.ndarray] = {}
+    play = NumpyBackend._play
+
+    def recording(self, node, batch, known):
+        values[node.out.buffer] = out = play(self, node, batch, known)
+        return out
+
+    monkeypatch.setattr(NumpyBackend, "_play", recording)
+    found = Importance()
+    for ids in chunks:
+        values.clear()
+        model.forward(ids, logits="all")
+        for node in model.graph.nodes:
+            if node.op.name in ("linear", "expert_linear"):
+                _add(found, node, values)
+    return found
+
+
+def _add(found: Importance, node: Any, values: dict[Any, np.ndarray]) -> None:
+    def of(slot: str) -> np.ndarray | None:
+        value = node.operands.get(slot)
+        return value and values[value.buffer][:, value.start : value.start + value.width]
+
+    name, more, x, routes = node.operands["weight"].name, node.attributes, of("x"), of("routes")
+    used, parts, matrices = (more.get(key, 1) for key in ("used", "parts", "experts"))
+    inputs = x.reshape(len(x), parts, -1).astype(np.float64)
+    sums = found.sums.setdefault(name, np.zeros((matrices, inputs.shape[2])))
+    counts = found.counts.setdefault(name, np.zeros(matrices))
+    for row in range(len(x)):
+        chosen = range(used) if routes is None else routes[row, :used].astype(int)
+        for rank, matrix in enumerate(chosen):
+            sums[matrix] += inputs[row, rank % parts] ** 2
+            counts[matrix] += 1
+
+
+@pytest.mark.parametrize("outtype", ["f32", "q8_0"])
+@pytest.mark.parametrize("name", NAMES)
+def test_sums_are_those_of_the_inputs(tiny_file, monkeypatch, name: str, outtype: str):
+    path, chunks = tiny_file(name, outtype), chunks_for(name)
+    found = collected(path, chunks, head=True)
+    expected = seen_by_definition(path, chunks, monkeypatch)
+    assert found.sums.keys() == expected.sums.keys()
+    for key, sums in expected.sums.items():
+        assert np.array_equal(found.counts[key], expected.counts[key]), key
+        assert np.abs(found.sums[key] - sums).max() < TOLERANCE[outtype] * sums.max(), key
+        assert found.counts[key].sum() % (SIZE * CHUNKS) == 0
+    assert (found.chunks, found.chunk_size) == (CHUNKS, SIZE)
+    layers = collected(path, chunks)
+    assert {*layers.sums} == {key for key in found.sums if key.startswith("blk.")}
+    assert {*found.sums} - {*layers.sums} <= {"output.weight", "token_embd.weight"}
+
+
+@pytest.mark.parametrize("name", ["gdn-q8", "granite-moe"])
+def test_sums_do_not_depend_on_how_the_chunks_are_read(tiny_file, name: str):
+    path, chunks = tiny_file(name, "f32"), chunks_for(name)
+    whole = collected(path, chunks)
+    for batch in (1, 7, SIZE, 2 * SIZE + 3):
+        found = collected(path, chunks, batch=batch)
+        for key, sums in whole.sums.items():
+            assert np.array_equal(found.sums[key], sums), (key, batch)
+    # Each from an empty state: a chunk counts the same wherever it stands.
+    turned = collected(path, chunks[::-1].copy())
+    assert all(np.allclose(turned.sums[key], sums, rtol=1e-6) for key, sums in whole.sums.items())
+
+
+def test_watching_changes_no_logit(tiny_file, tiny_model):
+    ids = tiny.ids("qwen35moe-fused", 30)
+    plain, _ = tiny_model("qwen35moe-fused", "f32").forward(ids, logits="all")
+    model, _ = watched(tiny_file("qwen35moe-fused", "f32"), head=True)
+    assert np.array_equal(model.forward(ids, logits="all")[0], plain)
+
+
+def test_ctrl_c_keeps_the_chunks_that_were_read(tiny_file, monkeypatch):
+    model, found = watched(tiny_file("mamba2-q8", "f32"))
+    forward, calls = Model.forward_batch, []
+
+    def pressed(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(Model, "forward_batch", pressed)
+    chunks = chunks_for("mamba2-q8")
+    told: list[tuple] = []
+    kept, interrupted = collect(model, found, chunks, lambda *step: told.append(step), batch=SIZE)
+    assert interrupted and kept.chunks == 2
+    assert all(count == 2 * SIZE for counts in kept.counts.values() for count in counts)
+    assert told == [("collecting", done, CHUNKS) for done in range(3)]
+    calls[:] = [1, 1]
+    with pytest.raises(KeyboardInterrupt):
+        collect(model, found, chunks, lambda *_: None)
+
+
+def test_texts_are_cut_as_llamacpp_cuts_them(demo: Model):
+    ids = demo.tokenizer.encode(WORDS, parse_special=False)
+    cut = chunks_of(demo, WORDS + "\n", 16, None, False)
+    assert cut.tolist() == np.array(ids[: len(ids) // 16 * 16]).reshape(-1, 16).tolist()
+    assert len(chunks_of(demo, WORDS, 16, 2, False)) == 2
+    assert chunks_of(demo, "</s>" * 9, 4, 1, True)[0, 1:].tolist() == [2, 2, 2]
+    assert 2 not in chunks_of(demo, "</s>" * 9, 4, None, False)
+    for text, size, most in (("", 4, 1), ("a", 512, 1), ("a", 0, 1), ("a", 4, 0)):
+        with pytest.raises(InvalidInput):
+            chunks_of(demo, text, size, most, False)
+
+
+def test_the_command_writes_a_file_and_shows_it(tmp_path: Path):
+    text, target = tmp_path / "text", tmp_path / "new.gguf"
+    text.write_text(WORDS)
+    options = ["-f", str(text), "-c", "32", "--chunks", "3", "-o", str(target)]
+    done = CliRunner().invoke(main, ["imatrix", "demo", *options])
+    assert done.exit_code == 0 and done.stdout.endswith("3 chunks of 32\n"), done.output
+    found = imatrix.read(target)
+    assert (found.chunks, found.chunk_size, found.datasets) == (3, 32, [str(text)])
+    assert len(found.sums) == 40 and found.counts["blk.0.ffn_up.weight"].tolist() == [96]
+    # What reads the same rows has the same sums, and is an entry of its own.
+    for name in ("attn_gate", "ssm_alpha", "ssm_beta"):
+        same = found.sums["blk.0.attn_qkv.weight"]
+        assert np.array_equal(found.sums[f"blk.0.{name}.weight"], same)
+    shown = CliRunner().invoke(main, ["imatrix", "--show-statistics", str(target)])
+    assert shown.exit_code == 0 and len(shown.stdout.splitlines()) == 41
+    as_json = CliRunner().invoke(main, ["imatrix", "--show-statistics", str(target), "--json"])
+    rows = json.loads(as_json.stdout)
+    assert rows == statistics(target) and {row["inputs"] for row in rows} == {96}
+
+
+def test_statistics_say_what_a_quantizer_would_like_to_know(tmp_path: Path):
+    sums = np.array([[4, 4, 4, 4], [8, 0, 0, 0], [0, 0, 0, 0]], np.float32)
+    found = Importance({"e": sums, "one": sums[1:2]}, {"e": np.float32([2, 4, 0]), "one": sums[0]})
+    found.counts["one"] = np.float32([8])
+    imatrix.write(tmp_path / "x", found)
+    experts, one = statistics(tmp_path / "x")
+    assert experts["unseen"] == 1 and experts["inputs"] == 6 and experts["mean"] == 10 / 8
+    assert experts["largest"] == 2 and 0 < experts["evenness"] < 1
+    assert one["evenness"] == 0 and one["largest"] == 1
+
+
+BAD = {
+    "no text": ((), "there is no text to collect from"),
+    "a short text": (("-f", __file__, "-c", "1000000"), "too short"),
+    "no target": (("-f", __file__, "-o", "nowhere/x"), "nowhere is no folder"),
+    "no such file": (("--show-statistics", "nowhere"), "nowhere"),
+    "another file": (("--show-statistics", __file__), "is not a GGUF file"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str):
+    monkeypatch.chdir(tmp_path)
+    arguments, said = BAD[case]
+    done = CliRunner().invoke(main, ["imatrix", *arguments])
+    assert done.exit_code == 1 and not done.stdout and not list(tmp_path.iterdir())
+    assert said in done.stderr and done.stderr.count("Error: ") == 1
+
+
+@pytest.mark.parametrize("name", ["mamba-tiny-lit", "mamba2-tiny"])
+def test_llama_imatrix_finds_the_same(shared: Path, tmp_path: Path, name: str):
+    tools = os.environ.get("KEELBACK_LLAMACPP_TOOLS")
+    if not tools:
+        pytest.skip("KEELBACK_LLAMACPP_TOOLS names no folder with llama-imatrix")
+    model = convert(shared / "checkpoints" / name, tmp_path / "model.gguf", "f32")
+    ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
+    options = ["-m", str(model), "-f", str(shared / "corpus" / "valid.txt"), "-c", "128"]
+    options += ["--chunks", "5"]
+    assert CliRunner().invoke(main, ["imatrix", *options, "-o", str(ours)]).exit_code == 0
+    environment = os.environ | {"LD_LIBRARY_PATH": tools}
+    command = [f"{tools}/llama-imatrix", *options, "-t", "2", "-o", str(theirs)]
+    subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+    found, expected = imatrix.read(ours), imatrix.read(theirs)
+    assert found.sums.keys() == expected.sums.keys()
+    assert (found.chunks, found.chunk_size) == (expected.chunks, expected.chunk_size) == (5, 128)
+    for key, sums in expected.sums.items():
+        assert np.array_equal(found.counts[key], expected.counts[key])
+        assert np.abs(found.sums[key] / sums - 1).max() < 1e-3
