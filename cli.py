@@ -182,7 +182,7 @@ def plan_command(model: str | None, model_option: str | None, **options: Any) ->
     facts = plan(
         one_of(model, model_option, "model") or "demo", check_threads(options["threads"]),
         options["repack"], options["context"], options["sequences"],
-        options["cache_type_k"], options["cache_type_v"],
+        options["cache_type_k"], options["cache_type_v"], options["state_type"],
     )  # fmt: skip
     click.echo(json.dumps(facts, indent=2) if options["as_json"] else planned(facts))
 
@@ -326,6 +326,7 @@ def bench(models: tuple[str, ...], more: tuple[str, ...], output: str, **options
         (*models, *more) or ("demo",), options["threads"] or (), options["n_prompt"],
         options["n_gen"], options["n_depth"], options["repetitions"], options["repack"],
         options["max_ram"], options["cache_type_k"], options["cache_type_v"],
+        options["state_type"],
     )  # fmt: skip
     with bars() as report:
         print_rows(measured(plan, notice, report), output)

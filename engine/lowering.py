@@ -149,9 +149,11 @@ class _Lowering:
         return _whole_lines(own) + _whole_lines(max(panels, default=0))
 
     def _as_loaded(self, value: Any) -> Any:
-        """A weight with the type it has in memory; a cache with its place and type."""
+        """A weight with the type it has in memory; a state or cache with its place and type."""
         if isinstance(value, Weight):
             return Weight(value.name, value.shape, self.store.block_of(value))
+        if isinstance(value, StateRef):
+            return self.layout.held(value)
         return self.layout.place(value) if isinstance(value, CacheRef) else value
 
     def _fill(self, node: Node, record: np.ndarray, index: int) -> list[tuple[Span, bool]]:
@@ -188,8 +190,9 @@ class _Lowering:
         if isinstance(value, Weight):
             return self._weight(self.store.get(value, operand)), None
         if isinstance(value, StateRef):
-            start = value.offset * _FLOAT
-            return (table.STATE, start, 0, 0), Span(table.STATE, start, start + value.size * _FLOAT)
+            held = self.layout.held(value)
+            span = Span(table.STATE, held.offset, held.offset + held.nbytes)
+            return (table.STATE, held.offset, held.matrix_bytes, 0), span
         if isinstance(value, CacheRef):
             place = self.layout.place(value)
             end = place.offset + value.heads * PAGE_ROWS * place.pitch

@@ -16,7 +16,7 @@ from ..kernels.errors import InvalidInput, NumericalError, printable
 from .backend import MAX_ROWS, Batch, Progress, make_backend
 from .footprint import admission, fits_panels
 from .info import open_file, tokenizer_of
-from .state import Layout, State, cache_types, check_states
+from .state import Layout, State, cache_types, check_states, state_type_named
 from .threads import CancelFlag, Early, pool
 from .tokenizer import Tokenizer
 from .weights import WeightStore
@@ -48,6 +48,7 @@ class Model:
         context: int = 0,
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
+        state_type: str = "f32",
     ) -> None:
         """See `keelback.load`; `notice` and `progress` are told of what takes time.
 
@@ -61,7 +62,8 @@ class Model:
         admit = admission(Path(path), max_ram)
         self.file = open_file(path)
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
-        self.layout = Layout.of(self.graph, cache_types(cache_type_k, cache_type_v))
+        types = cache_types(cache_type_k, cache_type_v)
+        self.layout = Layout.of(self.graph, types, state_type_named(state_type))
         # What has a fixed size needs no limit.
         self.context = context if self.layout.caches else 0
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0

@@ -9,6 +9,8 @@ import click
 
 #: What matrices are converted to.
 OUTTYPES = click.Choice(["auto", "f32", "f16", "bf16", "q8_0"])
+#: What matrices of states are kept in.
+STATE_TYPES = click.Choice(["f32", "bf16"])
 
 _FILE = click.option(
     *("-hff", "--hf-file", "hf_file"), metavar="FILE", help="The repository's file, not a QUANT."
@@ -59,7 +61,11 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How attention layers keep what they have read."""
+    """How layers keep what they have read: states, and the keys and values of attention."""
+    command = click.option(
+        "--state-type", type=STATE_TYPES, default="f32", show_default=True,
+        help="How recurrences keep their matrices, rounded after every token.",
+    )(command)  # fmt: skip
     kinds = click.Choice(["f16", "q8_0", "f32"])
     for flags, what in (
         (("-ctv", "--cache-type-v"), "values"),

@@ -7,14 +7,18 @@ updated, its product with the query is summed, and for the delta rule that with 
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
+from . import dither
 from . import recurrence as definitions
 from .access import (
     address,
     claim,
     first_row,
     integer,
+    position,
     present,
     scratch_of,
     sequences,
@@ -22,19 +26,13 @@ from .access import (
     stride,
     width,
 )
+from .dither import COLUMN_STEP, ROW_STEP
 from .elementary import exp
 from .intrinsics import LANES, f32, load_first, splat, store_first
 from .jit import inline, kernel
-from .strips import (
-    as_strip,
-    first_lane,
-    less,
-    load_strip,
-    plus_scaled,
-    scaled,
-    store_strip,
-    vector_of,
-)
+from .narrow import columns_of, step_of
+from .statetypes import STATE_TYPES
+from .strips import first_lane, less, plus_scaled, scaled
 from .tiles import zeros
 
 OUT, Q, K, V, DT, BETA, STATE, A, D = range(9)
@@ -44,31 +42,6 @@ GROUPED, DECAYED = definitions.GROUPED, definitions.DECAYED
 WIDE = 4
 COLUMNS = WIDE * LANES
 ZERO, ONE = np.float32(0), np.float32(1)
-
-
-def _columns(count):
-    """How `count` vectors of columns are loaded and stored; the last columns are one vector."""
-    if count == WIDE:
-        load_all = load_strip(count)
-
-        @inline
-        def load(address, lanes):
-            return load_all(address)
-
-        @inline
-        def store(strip, address, lanes):
-            store_strip(strip, address)
-    else:
-
-        @inline
-        def load(address, lanes):
-            return as_strip(load_first(address, lanes))
-
-        @inline
-        def store(strip, address, lanes):
-            store_first(address, vector_of(strip), lanes)
-
-    return load, store
 
 
 @inline
@@ -98,14 +71,16 @@ def _decays(erases):
     return fill
 
 
-def _pass(per_key, erases, count):
-    """A function: rows `first` to `end` of one sequence over one strip of columns.
+def _pass(per_key, erases, kind, count):
+    """A function: rows `first` to `end` of one sequence over one strip of a state of type `kind`.
 
     The delta rule needs what the state, decayed, holds under a key, (D S)^T k. It is summed up as
     S^T k while the row before updates the state, and multiplied by the decay; where that is another
-    one for each key, k is multiplied before.
+    one for each key, k is multiplied before. It is a sum over the state as it was kept.
     """
-    load, store = _columns(count)
+    load, store = columns_of("f32", count, count > 1)
+    recall, keep = columns_of(kind, count, count > 1)
+    size = step_of(kind)
     nothing = zeros(count)
 
     @inline
@@ -113,29 +88,33 @@ def _pass(per_key, erases, count):
         """S^T k."""
         total = nothing()
         for key in range(d_key):
-            total = plus_scaled(total, load(state + key * step, lanes), f32(keys)[key])
+            total = plus_scaled(total, recall(state + key * step, lanes), f32(keys)[key])
         return total
 
     @inline
-    def update(state, step, keys, queries, following, decays, decay, write, d_key, lanes):
+    def update(state, step, keys, queries, following, decays, decay, write, d_key, lanes, place):
         """S = D S + k u^T; returns S^T q, and S^T k of the following row."""
         out, held = nothing(), nothing()
         for key in range(d_key):
             if per_key:
                 decay = f32(decays)[key]
             at = state + key * step
-            updated = plus_scaled(scaled(load(at, lanes), decay), write, f32(keys)[key])
-            store(updated, at, lanes)
+            updated = plus_scaled(scaled(recall(at, lanes), decay), write, f32(keys)[key])
+            kept = keep(updated, at, lanes, place + key * ROW_STEP)
             out = plus_scaled(out, updated, f32(queries)[key])
             if erases:
-                held = plus_scaled(held, updated, f32(following)[key])
+                held = plus_scaled(held, kept, f32(following)[key])
         return out, held
 
     @inline
-    def walk(op, context, first, end, head, key_head, at, matrix, lanes, decays, products):
+    def walk(
+        op, context, first, end, head, key_head, column, matrix, lanes, token, decays, products
+    ):
+        """`column`: the strip's first one; `token`: the position of row `first` in its text."""
         heads, key_heads = integer(op, 0), integer(op, 1)
         d_key, d_value = width(op, K) // key_heads, width(op, V) // heads
-        step, key_at = FLOAT * d_value, FLOAT * key_head * d_key
+        step, key_at = size * d_value, FLOAT * key_head * d_key
+        at = FLOAT * (head * d_value + column)
         rate = f32(address(op, context, A))[head] if present(op, A) else ONE
         skip = f32(address(op, context, D))[head] if present(op, D) else ZERO
         keys = address(op, context, K) + key_at + first * stride(op, K)
@@ -154,41 +133,47 @@ def _pass(per_key, erases, count):
             beta = f32(address(op, context, BETA) + row * stride(op, BETA))[head]
             # What the last row's sum is of does not matter.
             marks += mark_step if row + 1 < end else 0
+            place = start_of(token + row - first, head) + column * COLUMN_STEP
             out, held = update(
                 matrix, step, keys, queries, marks, decays, decay, scaled(write, beta), d_key,
-                lanes,
+                lanes, place,
             )  # fmt: skip
             out = plus_scaled(out, value, skip)
-            store(out, address(op, context, OUT) + row * stride(op, OUT) + at, lanes)
+            store(out, address(op, context, OUT) + row * stride(op, OUT) + at, lanes, 0)
             keys, decays = keys + stride(op, K), decays + FLOAT * d_key
 
     return walk
 
 
-decay_memory = inline(definitions.decay_memory)
+decay_memory, start_of = inline(definitions.decay_memory), inline(dither.start_of)
 
 
-def _recurrence(decay, erase):
-    per_key, erases = decay == "key", erase == "tied"
-    wide, narrow = _pass(per_key, erases, WIDE), _pass(per_key, erases, 1)
+def _recurrence(decay, erase, kind):
+    per_key, erases, size = decay == "key", erase == "tied", step_of(kind)
+    wide, narrow = (_pass(per_key, erases, kind, count) for count in (WIDE, 1))
     fill = _decays(erases)
 
     @inline
     def strips(op, context, sequence, first, end, head, key_head, column, last, decays, products):
         """Rows `first` to `end` over the columns up to `last` of a head."""
-        d_key, d_value = width(op, K) // integer(op, 1), width(op, V) // integer(op, 0)
-        own = state(op, context, STATE, sequence) + FLOAT * head * d_key * d_value
+        own = state(op, context, STATE, sequence) + head * stride(op, STATE)
+        token = position(context, sequence) + first - first_row(context, sequence)
         while column < last:
-            at, matrix = FLOAT * (head * d_value + column), own + FLOAT * column
+            matrix = own + size * column
             if column + COLUMNS <= last:
-                wide(op, context, first, end, head, key_head, at, matrix, LANES, decays, products)
+                wide(
+                    op, context, first, end, head, key_head, column, matrix, LANES, token,
+                    decays, products,
+                )  # fmt: skip
                 column += COLUMNS
             else:
-                lanes = min(LANES, last - column)
-                narrow(op, context, first, end, head, key_head, at, matrix, lanes, decays, products)
+                narrow(
+                    op, context, first, end, head, key_head, column, matrix,
+                    min(LANES, last - column), token, decays, products,
+                )  # fmt: skip
                 column += LANES
 
-    @kernel(f"recurrence.{decay}_{erase}")
+    @kernel(f"recurrence.{decay}_{erase}{'' if kind == 'f32' else f'_{kind}'}")
     def recurrence(op, context, thread, threads):
         heads, key_heads, mapping = integer(op, 0), integer(op, 1), integer(op, 2)
         d_key, d_value = width(op, K) // key_heads, width(op, V) // heads
@@ -215,6 +200,5 @@ def _recurrence(decay, erase):
             block = claim(op, context)
 
 
-for _decay in ("head", "key"):
-    for _erase in ("none", "tied"):
-        _recurrence(_decay, _erase)
+for _variant in itertools.product(("head", "key"), ("none", "tied"), STATE_TYPES):
+    _recurrence(*_variant)
