@@ -139,7 +139,11 @@ class _Lowering:
 
         Rows that are not in panels yet are packed when they are used.
         """
-        own = node.op.scratch(node.operands, node.attributes, self.max_rows)
+        operands = {
+            slot: self.layout.held(value) if isinstance(value, StateRef) else value
+            for slot, value in node.operands.items()
+        }
+        own = node.op.scratch(operands, node.attributes, self.max_rows)
         panels = [
             PANELS[block].stored.row_bytes(node.operands[slot].width) * LANES
             for slot, operand in node.op.operands.items()
@@ -192,7 +196,8 @@ class _Lowering:
         if isinstance(value, StateRef):
             held = self.layout.held(value)
             span = Span(table.STATE, held.offset, held.offset + held.nbytes)
-            return (table.STATE, held.offset, held.matrix_bytes, 0), span
+            # In place of a width: all bits, or none, of what is added before rounding.
+            return (table.STATE, held.offset, held.matrix_bytes, -held.kind.dithered), span
         if isinstance(value, CacheRef):
             place = self.layout.place(value)
             end = place.offset + value.heads * PAGE_ROWS * place.pitch

@@ -18,22 +18,26 @@ import numpy as np
 ROW_STEP, COLUMN_STEP = 0xC13FA9A9, 0x91E10DA5
 #: Between two heads, in what is hashed.
 HEAD_STEP = 0x9E3779B9
-MASK = 0xFFFFFFFF
+MASK, HALF = 0xFFFFFFFF, 0x80000000
 
 
-def start_of(position: int, head: int) -> int:
-    """The fraction of a matrix's first value behind a token, of 2**32."""
+def start_of(position: int, head: int, column: int, dither: int) -> int:
+    """The fraction of a column's first value behind a token, of 2**32.
+
+    dither: -1, or 0 for one half everywhere, which is to round to the nearest.
+    """
     x = (position + head * HEAD_STEP) & MASK
     x = ((x ^ (x >> 16)) * 0x7FEB352D) & MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & MASK
-    return x ^ (x >> 16)
+    x = (x ^ (x >> 16)) + column * COLUMN_STEP
+    return (x & dither) | (HALF & ~dither)
 
 
 def fractions(position: int, shape: tuple[int, ...]) -> np.ndarray:
     """Fractions of all values of matrices, of 2**32: uint32 of `shape`, (..., K, V)."""
     *outer, rows, columns = shape
     heads = int(np.prod(outer))
-    starts = np.array([start_of(position, head) for head in range(heads)], np.uint64)
+    starts = np.array([start_of(position, head, 0, -1) for head in range(heads)], np.uint64)
     places = np.arange(rows, dtype=np.uint64)[:, None] * ROW_STEP
     places = places + np.arange(columns, dtype=np.uint64) * COLUMN_STEP
     return (starts[:, None, None] + places).astype(np.uint32).reshape(shape)

@@ -1,12 +1,14 @@
 """How strips of a state's columns are loaded, rounded and stored, by the type it is kept in.
 
-For every type two functions: `load(address, lanes)` and `keep(strip, address, lanes, place)`, which
-stores a strip and returns what `load` will find there. `place` says what is added before rounding
-(see dither.py). Of a strip that is not whole, a single vector, the first `lanes` count.
+For every type two functions: `load(address, lanes)` and `keep(strip, address, lanes, place,
+dither)`, which stores a strip and returns what `load` will find there. `place` and `dither` say what
+is added before rounding (see dither.py). Of a strip that is not whole, a single vector, the first
+`lanes` count. Those of INT8 are whole numbers, in units of scales that lie elsewhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -28,7 +30,8 @@ from .jit import inline, intrinsic
 from .strips import as_strip, load_strip, store_strip, vector_of
 from .tiles import TileType, each, spread
 
-_I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_F32 = ir.FloatType()
 _NOT_A_NUMBER = 0x7FC00000
 
 
@@ -39,7 +42,7 @@ def columns_of(kind: str, count: int, whole: bool) -> tuple[Any, Any]:
 
 def step_of(kind: str) -> int:
     """Bytes of a value."""
-    return {"f32": 4, "bf16": 2}[kind]
+    return {"f32": 4, "bf16": 2, "int8": 1}[kind]
 
 
 def _float32(count: int, whole: bool) -> tuple[Any, Any]:
@@ -51,7 +54,7 @@ def _float32(count: int, whole: bool) -> tuple[Any, Any]:
             return load_all(address)
 
         @inline
-        def keep(strip, address, lanes, place):
+        def keep(strip, address, lanes, place, dither):
             store_strip(strip, address)
             return strip
     else:
@@ -61,7 +64,7 @@ def _float32(count: int, whole: bool) -> tuple[Any, Any]:
             return as_strip(load_first(address, lanes))
 
         @inline
-        def keep(strip, address, lanes, place):
+        def keep(strip, address, lanes, place, dither):
             store_first(address, vector_of(strip), lanes)
             return strip
 
@@ -69,7 +72,7 @@ def _float32(count: int, whole: bool) -> tuple[Any, Any]:
 
 
 def _bf16(count: int, whole: bool) -> tuple[Any, Any]:
-    round_all = _dithered(count)
+    round_all = _rounding(count, _rounded_upper)
     if whole:
         load_all, store_all = _load_upper(count), _store_upper
 
@@ -78,8 +81,8 @@ def _bf16(count: int, whole: bool) -> tuple[Any, Any]:
             return load_all(address)
 
         @inline
-        def keep(strip, address, lanes, place):
-            kept = round_all(strip, place)
+        def keep(strip, address, lanes, place, dither):
+            kept = round_all(strip, place, dither)
             store_all(kept, address)
             return kept
     else:
@@ -89,65 +92,86 @@ def _bf16(count: int, whole: bool) -> tuple[Any, Any]:
             return as_strip(load_first_bf16(address, lanes))
 
         @inline
-        def keep(strip, address, lanes, place):
-            kept = round_all(strip, place)
+        def keep(strip, address, lanes, place, dither):
+            kept = round_all(strip, place, dither)
             _store_upper_first(kept, address, lanes)
             return kept
 
     return load, keep
 
 
-_KINDS = {"f32": _float32, "bf16": _bf16}
+def _int8(count: int, whole: bool) -> tuple[Any, Any]:
+    load_all, round_all = _load_bytes(count), _rounding(count, _rounded_whole)
+    if whole:
+
+        @inline
+        def load(address, lanes):
+            return load_all(address)
+
+        @inline
+        def keep(strip, address, lanes, place, dither):
+            kept = round_all(strip, place, dither)
+            _store_bytes(kept, address)
+            return kept
+    else:
+
+        @inline
+        def load(address, lanes):
+            return _load_bytes_first(address, lanes)
+
+        @inline
+        def keep(strip, address, lanes, place, dither):
+            kept = round_all(strip, place, dither)
+            _store_bytes_first(kept, address, lanes)
+            return kept
+
+    return load, keep
 
 
-def _fractions(builder: ir.IRBuilder, place: ir.Value, index: int) -> ir.Value:
-    """What is added in vector `index` of a strip that begins at a place: 16 of 2**32."""
+_KINDS = {"f32": _float32, "bf16": _bf16, "int8": _int8}
+
+
+def _fractions(builder: ir.IRBuilder, place: ir.Value, dither: ir.Value, index: int) -> ir.Value:
+    """What is added in vector `index` of a strip that begins at a place: 16 of 2**16."""
     steps = [(index * LANES + lane) * COLUMN_STEP & 0xFFFFFFFF for lane in range(LANES)]
-    start = spread(builder, builder.trunc(place, _I32))
-    return builder.add(start, ir.Constant(lanes_of(_I32), steps))
+    start, mask = (spread(builder, builder.trunc(value, _I32)) for value in (place, dither))
+    added = builder.add(start, builder.and_(mask, ir.Constant(lanes_of(_I32), steps)))
+    return builder.lshr(added, ints(16))
 
 
-def _dithered(count: int) -> Any:
-    """A function: floats whose lower halves are zeros, from any; NaN stays NaN."""
+def _rounding(count: int, make: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> Any:
+    """A function (strip, place, dither) -> strip: what `make` has of a vector and its fractions."""
     tile = TileType("f32", count)
 
     @intrinsic
-    def dithered(_typing, strip, place):
+    def rounded(_typing, strip, place, dither):
         def emit(context, builder, signature, args):
+            value, place, dither = args
+
             def one(index: int) -> ir.Value:
-                value = builder.extract_value(args[0], index)
-                bits = builder.bitcast(value, lanes_of(_I32))
-                fraction = builder.lshr(_fractions(builder, args[1], index), ints(16))
-                upper = builder.and_(builder.add(bits, fraction), ints(0xFFFF0000))
-                odd = builder.fcmp_unordered("uno", value, value)
-                kept = builder.select(odd, ints(_NOT_A_NUMBER), upper)
-                return builder.bitcast(kept, lanes_of(_F32))
+                added = _fractions(builder, place, dither, index)
+                return make(builder, builder.extract_value(value, index), added)
 
             return each(builder, tile, one)
 
-        return tile(tile, types.int64), emit
+        return tile(tile, types.int64, types.int64), emit
 
-    return dithered
+    return rounded
 
 
-def _load_upper(count: int) -> Any:
-    """A function: floats from their upper halves."""
-    tile = TileType("f32", count)
+# ---- BF16: floats whose lower halves are zeros
 
-    @intrinsic
-    def load(_typing, address):
-        def emit(context, builder, signature, args):
-            def one(index: int) -> ir.Value:
-                at = builder.add(args[0], _I64(2 * LANES * index))
-                halves = builder.load(pointer_to(builder, at, lanes_of(_I16)), align=2)
-                wide = builder.shl(builder.zext(halves, lanes_of(_I32)), ints(16))
-                return builder.bitcast(wide, lanes_of(_F32))
 
-            return each(builder, tile, one)
+def _rounded_upper(builder: ir.IRBuilder, value: ir.Value, added: ir.Value) -> ir.Value:
+    bits = builder.bitcast(value, lanes_of(_I32))
+    upper = builder.and_(builder.add(bits, added), ints(0xFFFF0000))
+    odd = builder.fcmp_unordered("uno", value, value)
+    return builder.bitcast(builder.select(odd, ints(_NOT_A_NUMBER), upper), lanes_of(_F32))
 
-        return tile(types.int64), emit
 
-    return load
+def _widened(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
+    wide = builder.shl(builder.zext(halves, lanes_of(_I32)), ints(16))
+    return builder.bitcast(wide, lanes_of(_F32))
 
 
 def _upper(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
@@ -155,31 +179,101 @@ def _upper(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return builder.trunc(builder.lshr(bits, ints(16)), lanes_of(_I16))
 
 
+# ---- INT8: floats that are whole numbers
+
+
+def _rounded_whole(builder: ir.IRBuilder, value: ir.Value, added: ir.Value) -> ir.Value:
+    part = builder.fmul(builder.uitofp(added, value.type), _numbers(2.0**-16))
+    down = call_llvm(builder, "llvm.floor.v16f32", value.type, builder.fadd(value, part))
+    above = builder.fcmp_ordered(">", down, _numbers(127.0))
+    return builder.select(above, _numbers(127.0), down)
+
+
+def _numbers(value: float) -> ir.Constant:
+    return ir.Constant(lanes_of(_F32), [value] * LANES)
+
+
+def _from_bytes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    return builder.sitofp(builder.sext(value, lanes_of(_I32)), lanes_of(_F32))
+
+
+def _to_bytes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    return builder.trunc(builder.fptosi(value, lanes_of(_I32)), lanes_of(_I8))
+
+
+# ---- loads and stores
+
+
+def _load_of(element: ir.Type, widen: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
+    """A function: count -> a function that loads a strip."""
+
+    def loads(count: int) -> Any:
+        tile = TileType("f32", count)
+
+        @intrinsic
+        def load(_typing, address):
+            def emit(context, builder, signature, args):
+                def one(index: int) -> ir.Value:
+                    at = builder.add(args[0], _I64(element.width // 8 * LANES * index))
+                    return widen(
+                        builder, builder.load(pointer_to(builder, at, lanes_of(element)), align=1)
+                    )
+
+                return each(builder, tile, one)
+
+            return tile(types.int64), emit
+
+        return load
+
+    return loads
+
+
+def _stores_of(element: ir.Type, narrowed: Callable[[ir.IRBuilder, ir.Value], ir.Value]) -> Any:
+    """Two functions: one stores a strip, the other a single vector's first lanes."""
+
+    @intrinsic
+    def store(_typing, strip, address):
+        def emit(context, builder, signature, args):
+            for index in range(strip.tokens):
+                value = narrowed(builder, builder.extract_value(args[0], index))
+                at = builder.add(args[1], _I64(element.width // 8 * LANES * index))
+                builder.store(value, pointer_to(builder, at, value.type), align=1)
+            return context.get_dummy_value()
+
+        return types.void(strip, types.int64), emit
+
+    @intrinsic
+    def store_some(_typing, strip, address, lanes):
+        def emit(context, builder, signature, args):
+            strip_value, address, lanes = args
+            value = narrowed(builder, builder.extract_value(strip_value, 0))
+            call_llvm(
+                builder, f"llvm.masked.store.v16i{element.width}.p0", ir.VoidType(), value,
+                pointer_to(builder, address, value.type), _I32(1), first_lanes(builder, lanes),
+            )  # fmt: skip
+            return context.get_dummy_value()
+
+        return types.void(strip, types.int64, types.int64), emit
+
+    return store, store_some
+
+
 @intrinsic
-def _store_upper(_typing, strip, address):
-    """Store the upper halves of floats."""
+def _load_bytes_first(_typing, address, lanes):
+    """The first lanes of a single vector, the others zero."""
+    tile, vector = TileType("f32", 1), lanes_of(_I8)
 
     def emit(context, builder, signature, args):
-        for index in range(strip.tokens):
-            halves = _upper(builder, builder.extract_value(args[0], index))
-            at = builder.add(args[1], _I64(2 * LANES * index))
-            builder.store(halves, pointer_to(builder, at, halves.type), align=2)
-        return context.get_dummy_value()
+        pointer, mask = pointer_to(builder, args[0], vector), first_lanes(builder, args[1])
+        zero = ir.Constant(vector, None)
+        value = call_llvm(
+            builder, "llvm.masked.load.v16i8.p0", vector, pointer, _I32(1), mask, zero
+        )
+        return each(builder, tile, lambda _: _from_bytes(builder, value))
 
-    return types.void(strip, types.int64), emit
+    return tile(types.int64, types.int64), emit
 
 
-@intrinsic
-def _store_upper_first(_typing, strip, address, lanes):
-    """Store the upper halves of a single vector's first lanes."""
-
-    def emit(context, builder, signature, args):
-        strip_value, address, lanes = args
-        halves = _upper(builder, builder.extract_value(strip_value, 0))
-        call_llvm(
-            builder, "llvm.masked.store.v16i16.p0", ir.VoidType(), halves,
-            pointer_to(builder, address, halves.type), _I32(1), first_lanes(builder, lanes),
-        )  # fmt: skip
-        return context.get_dummy_value()
-
-    return types.void(strip, types.int64, types.int64), emit
+_load_upper, _load_bytes = _load_of(_I16, _widened), _load_of(_I8, _from_bytes)
+_store_upper, _store_upper_first = _stores_of(_I16, _upper)
+_store_bytes, _store_bytes_first = _stores_of(_I8, _to_bytes)

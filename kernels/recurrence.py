@@ -29,6 +29,8 @@ from .statetypes import variant_of
 GROUPED, TILED = 0, 1
 #: Rows whose decays by key a kernel works out at once.
 DECAYED = 16
+#: Columns of a state that a kernel takes through all rows together.
+STRIP = 64
 
 
 def recurrence_shape(
@@ -121,8 +123,10 @@ def decay_memory(d_key: int) -> tuple[int, int]:
 
 
 def _scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], rows: int) -> int:
+    """Bytes: decays, and a strip of a state before it is rounded, where that is done afterwards."""
     d_key = operands["k"].width // attributes["key_heads"]
-    return decay_memory(d_key)[-1] if attributes["decay"] == "key" else 0
+    decays = decay_memory(d_key)[-1] if attributes["decay"] == "key" else 0
+    return decays + (4 * STRIP * d_key if operands["state"].kind.scaled else 0)
 
 
 OPS = (

@@ -64,6 +64,11 @@ def _variant(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
     return variant_of(operands["state"]).lstrip("_")
 
 
+def _scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], rows: int) -> int:
+    """Bytes of 16 channels before they are rounded, where that is done afterwards."""
+    return 4 * 16 * attributes["d_state"] if operands["state"].kind.scaled else 0
+
+
 OPS = (
     Op(
         "selective_scan",
@@ -80,5 +85,6 @@ OPS = (
         selective_scan,
         ("d_state",),
         _variant,
+        _scratch,
     ),
 )
