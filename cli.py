@@ -20,6 +20,7 @@ from .engine.options import (
     bench_options,
     chat_options,
     convert_options,
+    drift_options,
     memory_options,
     model_options,
     plan_options,
@@ -340,6 +341,24 @@ def warmup() -> None:
     with bar("compiling") as report:
         folder, count = warm_up(notice, report)
     click.echo(f"{folder}: {count} kernels")
+
+
+@main.command("drift")
+@click.argument("model", required=False)
+@drift_options
+def drift_command(model: str | None, model_option: str | None, **options: Any) -> None:
+    """Show what rounding states does to perplexity and to the states, by position in a text.
+
+    "-nearest" types are there to compare with: rounded to the nearest, what is small is lost.
+    """
+    from .engine.drift import drift, table
+    from .engine.terminal import read_file
+
+    path, text = one_of(model, model_option, "model") or "demo", read_file(options["text"])
+    kinds = options["kinds"] or ("bf16", "int8", "bf16-nearest", "int8-nearest")
+    with bars() as report:
+        facts = drift(path, text, kinds, options["threads"], options["limit"], notice, report)
+    click.echo(json.dumps(facts, indent=2) if options["as_json"] else table(facts))
 
 
 def _located(options: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import click
 #: What matrices are converted to.
 OUTTYPES = click.Choice(["auto", "f32", "f16", "bf16", "q8_0"])
 #: What matrices of states are kept in.
-STATE_TYPES = click.Choice(["f32", "bf16"])
+STATE_TYPES = click.Choice(["f32", "bf16", "int8"])
 
 _FILE = click.option(
     *("-hff", "--hf-file", "hf_file"), metavar="FILE", help="The repository's file, not a QUANT."
@@ -302,6 +302,28 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Tokens of a sequence: attention layers keep keys and values of each.",
         ),
         click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+        click.option(
+            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def drift_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `drift` compares, and over what."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+        click.option("-n", "--tokens", "limit", type=click.IntRange(1), help="Tokens at most."),
+        click.option(
+            "--state-type", "kinds", multiple=True,
+            type=click.Choice(["bf16", "int8", "bf16-nearest", "int8-nearest"]),
+            help="A type to compare with f32, as often as you like; all of them without.",
+        ),
+        click.option(
+            *("-f", "--text", "text"), metavar="FILE", required=True, help="The text to read."
+        ),
         click.option(
             "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -308,7 +308,7 @@ def cache_types(keys: str, values: str) -> dict[str, BlockFormat]:
 def state_type_named(name: str) -> StateType:
     """A type of the states by name. Raises InvalidInput for others."""
     if str(name) not in STATE_TYPES:
-        raise InvalidInput(f"states cannot be kept as {name!r}; choose {_either(STATE_TYPES)}")
+        raise InvalidInput(f"states cannot be kept as {name!r}; choose f32, bf16 or int8")
     return STATE_TYPES[name]
 
 
@@ -354,8 +354,3 @@ def _copied(data: np.ndarray) -> np.ndarray:
     copy = _lines(data.nbytes)
     copy[:] = data
     return copy
-
-
-def _either(names: Iterable[str]) -> str:
-    *first, last = names
-    return f"{', '.join(first)} or {last}"

@@ -1,9 +1,9 @@
 """How strips of a state's columns are loaded, rounded and stored, by the type it is kept in.
 
 For every type two functions: `load(address, lanes)` and `keep(strip, address, lanes, place,
-dither)`, which stores a strip and returns what `load` will find there. `place` and `dither` say what
-is added before rounding (see dither.py). Of a strip that is not whole, a single vector, the first
-`lanes` count. Those of INT8 are whole numbers, in units of scales that lie elsewhere.
+dither)`, which stores a strip and returns what `load` will find there. `place` and `dither` say
+what is added before rounding (see dither.py). Of a strip that is not whole, a single vector, the
+first `lanes` count. Those of INT8 are whole numbers, in units of scales that lie elsewhere.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from .tiles import TileType, each, spread
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F32 = ir.FloatType()
-_NOT_A_NUMBER = 0x7FC00000
+#: Added to a smaller number, it leaves it rounded to a whole one, in the lowest bits.
+_ROUNDER = 1.5 * 2.0**23
 
 
 def columns_of(kind: str, count: int, whole: bool) -> tuple[Any, Any]:
@@ -101,7 +102,8 @@ def _bf16(count: int, whole: bool) -> tuple[Any, Any]:
 
 
 def _int8(count: int, whole: bool) -> tuple[Any, Any]:
-    load_all, round_all = _load_bytes(count), _rounding(count, _rounded_whole)
+    load_all, round_all = _load_bytes(count), _rounding(count, _raised)
+    lower = _rounding(count, lambda builder, value, _: builder.fsub(value, _numbers(_ROUNDER)))
     if whole:
 
         @inline
@@ -110,9 +112,9 @@ def _int8(count: int, whole: bool) -> tuple[Any, Any]:
 
         @inline
         def keep(strip, address, lanes, place, dither):
-            kept = round_all(strip, place, dither)
-            _store_bytes(kept, address)
-            return kept
+            raised = round_all(strip, place, dither)
+            _store_bytes(raised, address)
+            return lower(raised, place, dither)
     else:
 
         @inline
@@ -121,9 +123,9 @@ def _int8(count: int, whole: bool) -> tuple[Any, Any]:
 
         @inline
         def keep(strip, address, lanes, place, dither):
-            kept = round_all(strip, place, dither)
-            _store_bytes_first(kept, address, lanes)
-            return kept
+            raised = round_all(strip, place, dither)
+            _store_bytes_first(raised, address, lanes)
+            return lower(raised, place, dither)
 
     return load, keep
 
@@ -131,9 +133,9 @@ def _int8(count: int, whole: bool) -> tuple[Any, Any]:
 _KINDS = {"f32": _float32, "bf16": _bf16, "int8": _int8}
 
 
-def _fractions(builder: ir.IRBuilder, place: ir.Value, dither: ir.Value, index: int) -> ir.Value:
-    """What is added in vector `index` of a strip that begins at a place: 16 of 2**16."""
-    steps = [(index * LANES + lane) * COLUMN_STEP & 0xFFFFFFFF for lane in range(LANES)]
+def _fractions(builder: ir.IRBuilder, place: ir.Value, dither: ir.Value) -> ir.Value:
+    """What is added to each vector of a strip in a row that begins at a place: 16 of 2**16."""
+    steps = [lane * COLUMN_STEP & 0xFFFFFFFF for lane in range(LANES)]
     start, mask = (spread(builder, builder.trunc(value, _I32)) for value in (place, dither))
     added = builder.add(start, builder.and_(mask, ir.Constant(lanes_of(_I32), steps)))
     return builder.lshr(added, ints(16))
@@ -147,12 +149,10 @@ def _rounding(count: int, make: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.
     def rounded(_typing, strip, place, dither):
         def emit(context, builder, signature, args):
             value, place, dither = args
-
-            def one(index: int) -> ir.Value:
-                added = _fractions(builder, place, dither, index)
-                return make(builder, builder.extract_value(value, index), added)
-
-            return each(builder, tile, one)
+            added = _fractions(builder, place, dither)
+            return each(
+                builder, tile, lambda i: make(builder, builder.extract_value(value, i), added)
+            )
 
         return tile(tile, types.int64, types.int64), emit
 
@@ -164,9 +164,10 @@ def _rounding(count: int, make: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.
 
 def _rounded_upper(builder: ir.IRBuilder, value: ir.Value, added: ir.Value) -> ir.Value:
     bits = builder.bitcast(value, lanes_of(_I32))
-    upper = builder.and_(builder.add(bits, added), ints(0xFFFF0000))
-    odd = builder.fcmp_unordered("uno", value, value)
-    return builder.bitcast(builder.select(odd, ints(_NOT_A_NUMBER), upper), lanes_of(_F32))
+    # What comes out of a sum is a quiet NaN, which its upper half is too.
+    number = builder.fcmp_ordered("ord", value, value)
+    rounded = builder.select(number, builder.add(bits, added), bits)
+    return builder.bitcast(builder.and_(rounded, ints(0xFFFF0000)), lanes_of(_F32))
 
 
 def _widened(builder: ir.IRBuilder, halves: ir.Value) -> ir.Value:
@@ -179,14 +180,13 @@ def _upper(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     return builder.trunc(builder.lshr(bits, ints(16)), lanes_of(_I16))
 
 
-# ---- INT8: floats that are whole numbers
+# ---- INT8: floats that are whole numbers, raised so far that they stand in the lowest bits
 
 
-def _rounded_whole(builder: ir.IRBuilder, value: ir.Value, added: ir.Value) -> ir.Value:
-    part = builder.fmul(builder.uitofp(added, value.type), _numbers(2.0**-16))
-    down = call_llvm(builder, "llvm.floor.v16f32", value.type, builder.fadd(value, part))
-    above = builder.fcmp_ordered(">", down, _numbers(127.0))
-    return builder.select(above, _numbers(127.0), down)
+def _raised(builder: ir.IRBuilder, value: ir.Value, added: ir.Value) -> ir.Value:
+    part = builder.fmul(builder.sitofp(added, value.type), _numbers(2.0**-16))
+    moved = builder.fadd(value, builder.fsub(part, _numbers(0.5)))
+    return builder.fadd(moved, _numbers(_ROUNDER))
 
 
 def _numbers(value: float) -> ir.Constant:
@@ -198,7 +198,7 @@ def _from_bytes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
 
 
 def _to_bytes(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    return builder.trunc(builder.fptosi(value, lanes_of(_I32)), lanes_of(_I8))
+    return builder.trunc(builder.bitcast(value, lanes_of(_I32)), lanes_of(_I8))
 
 
 # ---- loads and stores

@@ -26,7 +26,7 @@ from .access import (
 )
 from .dither import ROW_STEP
 from .elementary import exp
-from .intrinsics import LANES, f32, load_first, splat, store_first
+from .intrinsics import LANES, f32, load_first, prefetch, splat, store_first
 from .jit import inline, kernel
 from .narrow import columns_of, step_of
 from .statetypes import KERNELS, LEAST, LEVEL, LEVELS, STATE_TYPES, ending
@@ -139,6 +139,8 @@ def _in_two(per_key, erases, kind, count):
         inverse, unit = fraction_of(LEVELS, largest, LEAST), scaled(largest, LEVEL)
         store(unit, scales, lanes, 0, 0)
         for key in range(d_key):
+            # The next head's values, while there is nothing else to read.
+            prefetch(state + (d_key + key) * step)
             ratio = product(load_work(work + key * size, LANES), inverse)
             fraction = place + (key * ROW_STEP & dither)
             kept = keep(ratio, state + key * step, lanes, fraction, dither)
@@ -192,7 +194,7 @@ def _pass(per_key, erases, kind, count):
             out, held = update(
                 matrix, step, scales, work, keys, queries, marks, decays, decay,
                 scaled(write, beta), d_key, lanes,
-                start_of(token + row - first, head, column, dither), dither,
+                start_of(token + row - first, head, dither), dither,
             )  # fmt: skip
             out = plus_scaled(out, value, skip)
             store(out, address(op, context, OUT) + row * stride(op, OUT) + at, lanes, 0, 0)

@@ -124,7 +124,7 @@ def _strip(kind, whole):
             total = update(
                 own + header * columns + size * first, own + at, work, rates, columns, d_state,
                 step, step * value, f32(b + row * stride(op, B)), f32(c + row * stride(op, C)),
-                value * skip, lanes, start_of(token + row - begin, 0, first, dither), dither,
+                value * skip, lanes, start_of(token + row - begin, 0, dither), dither,
             )  # fmt: skip
             put(out + row * stride(op, OUT) + at, total, lanes)
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from .dither import HALF, fractions
 
-#: Of INT8: the largest whole number, what one is of the largest value, and the least such value
-#: that is told from 0.
-LEVELS, LEVEL, LEAST = np.float32(127), np.float32(1 / 127), np.float32(1e-30)
+#: Of INT8: the whole numbers to the largest value, a little less than 127 so that no fraction takes
+#: it further; what one of them is of the largest; and the least such value that is told from 0.
+LEVELS, LEVEL, LEAST = np.float32(126.99), np.float32(1 / 126.99), np.float32(1e-30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +78,10 @@ def _decode_f32(data: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def _encode_bf16(dithered: bool, values: np.ndarray, position: int) -> np.ndarray:
-    """The upper half of a float32, a fraction of its last bit added before; NaN stays NaN."""
+    """The upper half of a float32, a fraction of its last bit added before; NaN stays as it is."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     upper = (bits + _added(dithered, position, values.shape)) >> 16
-    kept = np.where(np.isnan(values), 0x7FC0, upper).astype(np.uint16)
+    kept = np.where(np.isnan(values), bits >> 16 | 0x40, upper).astype(np.uint16)
     return bytes_of(kept, values.shape[:-2])
 
 
@@ -91,11 +91,11 @@ def _decode_bf16(data: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def _encode_int8(dithered: bool, values: np.ndarray, position: int) -> np.ndarray:
-    """A float32 for every column, its largest magnitude over 127; then whole numbers of those."""
+    """A float32 for every column, its largest magnitude over 126.99; then multiples of those."""
     largest = np.abs(values).max(axis=-2, keepdims=True)
     inverse = np.divide(LEVELS, largest, out=np.zeros_like(largest), where=largest >= LEAST)
     added = _added(dithered, position, values.shape).astype(np.float32) * np.float32(2**-16)
-    whole = np.minimum(np.floor(values * inverse + added), LEVELS).astype(np.int8)
+    whole = np.rint(values * inverse + (added - np.float32(0.5))).astype(np.int8)
     parts = [bytes_of(part, values.shape[:-2]) for part in (largest * LEVEL, whole)]
     return np.concatenate(parts, axis=-1)
 
@@ -103,7 +103,8 @@ def _encode_int8(dithered: bool, values: np.ndarray, position: int) -> np.ndarra
 def _decode_int8(data: np.ndarray, rows: int, columns: int) -> np.ndarray:
     scales = np.ascontiguousarray(data[..., : 4 * columns]).view(np.float32)
     whole = data[..., 4 * columns :].view(np.int8).reshape(*data.shape[:-1], rows, columns)
-    return scales[..., None, :] * whole
+    with np.errstate(invalid="ignore", over="ignore"):
+        return scales[..., None, :] * whole
 
 
 def _bf16(name: str, dithered: bool) -> StateType:

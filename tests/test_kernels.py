@@ -190,21 +190,20 @@ def _convolutions() -> None:
             )  # fmt: skip
 
 
-def _typed(name: str, op: str, **parts: Any) -> None:
-    """A case for every type that matrices of states are kept in."""
+def _typed(name: str, op: str, narrow: bool, **parts: Any) -> None:
+    """A case whose state is float32, and where `narrow` one for every other type of a state."""
+    past = PAST[: len(parts.get("lengths", LENGTHS))]
     for kind in statetypes.STATE_TYPES.values():
-        ending = "" if kind is statetypes.F32 else f"-{kind.name}"
-        case(
-            name + ending,
-            op,
-            **{"state_type": kind, "past": PAST[: len(parts.get("lengths", LENGTHS))], **parts},
-        )
+        if kind is statetypes.F32:
+            case(name, op, **parts)
+        elif narrow:
+            case(f"{name}-{kind.name}", op, state_type=kind, past=past, **parts)
 
 
 def _scans() -> None:
     for size, n in zip(SIZES, (16, 1, 5, 16, 8, 3, 17, 16), strict=True):
         _typed(
-            f"selective_scan-{n}-{size}", "selective_scan",
+            f"selective_scan-{n}-{size}", "selective_scan", size in (17, 65),
             rows={
                 "x": normal((size, 18), T, size), "dt": uniform((size, 19), 1e-3, 0.5, T, size),
                 "b": normal((n, 20), T, n), "c": normal((n, 21), T, n),
@@ -239,6 +238,7 @@ def _recurrences() -> None:
                 _typed(
                     f"recurrence-{decay}-{erase}-{heads}/{key_heads}-{d_key}x{d_value}",
                     "recurrence",
+                    i in (1, 7),
                     rows={
                         "q": normal((i, 28), rows, key_heads * d_key), "k": k,
                         "v": normal((i, 29), rows, heads * d_value),
