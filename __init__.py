@@ -59,18 +59,21 @@ def load(
     backend: str = "cpu",
     repack: bool | None = None,
     max_ram: str | int | None = None,
+    state_type: str = "f32",
 ) -> Model:
     """Load a GGUF file, or the embedded model "demo".
 
     threads: default one a processor. backend: "cpu" (compiled kernels) or "numpy" (slow).
     repack: rearrange quantized weights in memory, or compute from the file's pages, with the same
     bits; without, as memory allows. max_ram: bytes, or a text as "2G", that must do.
+    state_type: how recurrences keep their matrices, "f32", or rounded after every token to
+    "bf16" or "int8".
     Raises InvalidFile for a damaged file, UnsupportedModel for an unknown architecture,
     InvalidInput for a model that does not fit into memory.
     """
     from .engine.model import Model
 
-    return Model(path, threads, backend, repack=repack, max_ram=max_ram)
+    return Model(path, threads, backend, repack=repack, max_ram=max_ram, state_type=state_type)
 
 
 def __getattr__(name: str) -> Any:

@@ -21,6 +21,7 @@ from .engine.options import (
     bench_options,
     chat_options,
     convert_options,
+    drift_options,
     memory_options,
     model_options,
     plan_options,
@@ -195,7 +196,7 @@ def plan_command(model: str | None, model_option: str | None, **options: Any) ->
     facts = plan(
         one_of(model, model_option, "model") or "demo", check_threads(options["threads"]),
         options["repack"], options["context"], options["sequences"],
-        options["cache_type_k"], options["cache_type_v"],
+        options["cache_type_k"], options["cache_type_v"], options["state_type"],
     )  # fmt: skip
     click.echo(json.dumps(facts, indent=2) if options["as_json"] else planned(facts))
 
@@ -339,6 +340,7 @@ def bench(models: tuple[str, ...], more: tuple[str, ...], output: str, **options
         (*models, *more) or ("demo",), options["threads"] or (), options["n_prompt"],
         options["n_gen"], options["n_depth"], options["repetitions"], options["repack"],
         options["max_ram"], options["cache_type_k"], options["cache_type_v"],
+        options["state_type"],
     )  # fmt: skip
     with bars() as report:
         print_rows(measured(plan, notice, report), output)
@@ -407,6 +409,24 @@ def quantize_command(source: str, target: str, kind: str, **options: Any) -> Non
             work.write(target, threads, notice, report)
     facts = work.facts()
     click.echo(json.dumps(facts, indent=2) if options["as_json"] else quantized(facts, dry))
+
+
+@main.command("drift")
+@click.argument("model", required=False)
+@drift_options
+def drift_command(model: str | None, model_option: str | None, **options: Any) -> None:
+    """Show what rounding states does to perplexity and to the states, by position in a text.
+
+    "-nearest" types are there to compare with: rounded to the nearest, what is small is lost.
+    """
+    from .engine.drift import drift, table
+    from .engine.terminal import read_file
+
+    path, text = one_of(model, model_option, "model") or "demo", read_file(options["text"])
+    kinds = options["kinds"] or ("bf16", "int8", "bf16-nearest", "int8-nearest")
+    with bars() as report:
+        facts = drift(path, text, kinds, options["threads"], options["limit"], notice, report)
+    click.echo(json.dumps(facts, indent=2) if options["as_json"] else table(facts))
 
 
 def _located(options: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ def open_session(path: str, options: dict[str, Any]) -> Session:
             path, options["threads"], options["backend"], notice, report,
             options["repack"], options["max_ram"], text=True, context=options["context"],
             cache_type_k=options["cache_type_k"], cache_type_v=options["cache_type_v"],
+            state_type=options["state_type"],
         )  # fmt: skip
     names = (
         "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n",

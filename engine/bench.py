@@ -44,6 +44,7 @@ class Plan:
     max_ram: str | None = None
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    state_type: str = "f32"
 
     def check(self) -> None:
         """Raise InvalidInput for numbers that cannot be meant."""
@@ -119,7 +120,7 @@ def _load(plan: Plan, path: str, threads: int, notice: Notice, progress: Progres
     compiled, began = compile_seconds(), time.perf_counter()
     model = Model(
         path, threads, notice=notice, progress=progress, repack=plan.repack, max_ram=plan.max_ram,
-        cache_type_k=plan.cache_type_k, cache_type_v=plan.cache_type_v,
+        cache_type_k=plan.cache_type_k, cache_type_v=plan.cache_type_v, state_type=plan.state_type,
     )  # fmt: skip
     model.forward([0])
     seconds, jit = time.perf_counter() - began, compile_seconds() - compiled
@@ -223,6 +224,7 @@ def _own(
         "first_token_ms": loaded.first_token_ms,
         "jit_ms": loaded.jit_ms,
         "peak_rss": peak,
+        "state_type": layout.state_type,
         "state_bytes": layout.fixed_bytes,
         "state_bytes_per_token": layout.bytes_per_token,
     }

@@ -18,7 +18,7 @@ from .backend import MAX_ROWS
 from .info import open_file
 from .lowering import Program, lower
 from .platform import available_memory
-from .state import PAGE_ROWS, SHARED_ROWS, Layout, cache_types
+from .state import PAGE_ROWS, SHARED_ROWS, Layout, cache_types, state_type_named
 from .weights import WeightStore, panel_bytes
 
 #: Tokens that a text is taken to have where nothing is said.
@@ -83,7 +83,7 @@ def footprint(
     sequences: int = 1,
 ) -> Footprint:
     """What a lowered graph takes with a number of sequences of `context` tokens each."""
-    fixed = layout.size * _FLOAT * sequences
+    fixed = layout.size * sequences
     tokens = -(-context // PAGE_ROWS) * PAGE_ROWS
     return Footprint(
         **store.sizes,
@@ -118,6 +118,7 @@ def plan(
     sequences: int = 1,
     cache_type_k: str = "f16",
     cache_type_v: str = "f16",
+    state_type: str = "f32",
 ) -> dict[str, Any]:
     """Facts about running a model file, ready for JSON. Reads its header and no tensor."""
     if context < 1 or not 1 <= sequences <= MAX_ROWS:
@@ -127,7 +128,8 @@ def plan(
         )
     file = open_file(path)
     graph = models.build(file.metadata, file.tensors, file.path)
-    layout = Layout.of(graph, cache_types(cache_type_k, cache_type_v))
+    types = cache_types(cache_type_k, cache_type_v)
+    layout = Layout.of(graph, types, state_type_named(state_type))
     available = available_memory()
     store = WeightStore(file, lambda text: None, fits_panels(graph) if repack is None else repack)
     program = lower(graph, store, layout, MAX_ROWS)
@@ -140,6 +142,7 @@ def plan(
         "context": context,
         "sequences": sequences,
         "bytes": asdict(found),
+        "state_type": layout.state_type,
         "state_bytes": layout.fixed_bytes,
         "state_bytes_per_token": layout.bytes_per_token,
         "total_bytes": found.total,

@@ -139,7 +139,11 @@ class _Lowering:
 
         Rows that are not in panels yet are packed when they are used.
         """
-        own = node.op.scratch(node.operands, node.attributes, self.max_rows)
+        operands = {
+            slot: self.layout.held(value) if isinstance(value, StateRef) else value
+            for slot, value in node.operands.items()
+        }
+        own = node.op.scratch(operands, node.attributes, self.max_rows)
         panels = [
             PANELS[block].stored.row_bytes(node.operands[slot].width) * LANES
             for slot, operand in node.op.operands.items()
@@ -149,9 +153,11 @@ class _Lowering:
         return _whole_lines(own) + _whole_lines(max(panels, default=0))
 
     def _as_loaded(self, value: Any) -> Any:
-        """A weight with the type it has in memory; a cache with its place and type."""
+        """A weight with the type it has in memory; a state or cache with its place and type."""
         if isinstance(value, Weight):
             return Weight(value.name, value.shape, self.store.block_of(value))
+        if isinstance(value, StateRef):
+            return self.layout.held(value)
         return self.layout.place(value) if isinstance(value, CacheRef) else value
 
     def _fill(self, node: Node, record: np.ndarray, index: int) -> list[tuple[Span, bool]]:
@@ -188,8 +194,10 @@ class _Lowering:
         if isinstance(value, Weight):
             return self._weight(self.store.get(value, operand)), None
         if isinstance(value, StateRef):
-            start = value.offset * _FLOAT
-            return (table.STATE, start, 0, 0), Span(table.STATE, start, start + value.size * _FLOAT)
+            held = self.layout.held(value)
+            span = Span(table.STATE, held.offset, held.offset + held.nbytes)
+            # In place of a width: all bits, or none, of what is added before rounding.
+            return (table.STATE, held.offset, held.matrix_bytes, -held.kind.dithered), span
         if isinstance(value, CacheRef):
             place = self.layout.place(value)
             end = place.offset + value.heads * PAGE_ROWS * place.pitch

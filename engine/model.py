@@ -17,7 +17,7 @@ from ..models.graph import Graph
 from .backend import MAX_ROWS, Batch, Progress, make_backend
 from .footprint import admission, fits_panels
 from .info import open_file, tokenizer_of
-from .state import Layout, State, cache_types, check_states
+from .state import Layout, State, cache_types, check_states, state_type_named
 from .threads import CancelFlag, Early, pool
 from .tokenizer import Tokenizer
 from .weights import WeightStore
@@ -50,6 +50,7 @@ class Model:
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
         amend: Callable[[Graph], None] | None = None,
+        state_type: str = "f32",
     ) -> None:
         """See `keelback.load`; `notice` and `progress` are told of what takes time.
 
@@ -67,7 +68,8 @@ class Model:
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
         if amend is not None:
             amend(self.graph)
-        self.layout = Layout.of(self.graph, cache_types(cache_type_k, cache_type_v))
+        types = cache_types(cache_type_k, cache_type_v)
+        self.layout = Layout.of(self.graph, types, state_type_named(state_type))
         # What has a fixed size needs no limit.
         self.context = context if self.layout.caches else 0
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0

@@ -15,6 +15,8 @@ OUTTYPES = click.Choice(
     ],
     case_sensitive=False,
 )  # fmt: skip
+#: What matrices of states are kept in.
+STATE_TYPES = click.Choice(["f32", "bf16", "int8"])
 
 _FILE = click.option(
     *("-hff", "--hf-file", "hf_file"), metavar="FILE", help="The repository's file, not a QUANT."
@@ -68,7 +70,11 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """How attention layers keep what they have read."""
+    """How layers keep what they have read: states, and the keys and values of attention."""
+    command = click.option(
+        "--state-type", type=STATE_TYPES, default="f32", show_default=True,
+        help="How recurrences keep their matrices, rounded after every token.",
+    )(command)  # fmt: skip
     kinds = click.Choice(["f16", "q8_0", "f32"])
     for flags, what in (
         (("-ctv", "--cache-type-v"), "values"),
@@ -345,6 +351,28 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def drift_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `drift` compares, and over what."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+        click.option("-n", "--tokens", "limit", type=click.IntRange(1), help="Tokens at most."),
+        click.option(
+            "--state-type", "kinds", multiple=True,
+            type=click.Choice(["bf16", "int8", "bf16-nearest", "int8-nearest"]),
+            help="A type to compare with f32, as often as you like; all of them without.",
+        ),
+        click.option(
+            *("-f", "--text", "text"), metavar="FILE", required=True, help="The text to read."
+        ),
+        click.option(
+            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
+        ),
     ):  # fmt: skip
         command = option(command)
     return command

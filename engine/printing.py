@@ -67,6 +67,11 @@ def size(nbytes: float) -> str:
     raise AssertionError
 
 
+def typed_size(nbytes: int, kind: str) -> str:
+    """The size of a state, and the type of its matrices where that is not float32."""
+    return size(nbytes) if kind == "f32" else f"{size(nbytes)} {kind}"
+
+
 def written(path: Path) -> str:
     """A file that was written, and its size."""
     return f"{shown(path)}: {size(path.stat().st_size)}"
@@ -98,7 +103,8 @@ _PLANNED = {
 
 def planned(facts: dict[str, Any]) -> str:
     """What `plan` found, a line each."""
-    fixed, token = size(facts["state_bytes"]), size(facts["state_bytes_per_token"])
+    fixed = typed_size(facts["state_bytes"], facts["state_type"])
+    token = size(facts["state_bytes_per_token"])
     available = facts["available_bytes"]
     lines = [
         f"{shown(facts['file'])}: {size(facts['file_bytes'])}",
@@ -168,7 +174,7 @@ _HEAD = [
 def _markdown(row: dict[str, Any]) -> str:
     share, peak = row["bandwidth_share"], row["peak_rss"]
     job = f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}"
-    state = size(row["state_bytes"])
+    state = typed_size(row["state_bytes"], row["state_type"])
     cells = [
         row["model_type"],
         size(row["model_size"]),

@@ -11,7 +11,7 @@ from ..kernels.op import Kind, Weight
 from ..models.graph import Buffer, CacheRef, Graph, Node, StateRef, Value
 from .backend import Batch
 from .passes import quantize_activations
-from .state import CacheView, State
+from .state import CacheView, State, StateView
 from .threads import CancelFlag
 from .weights import WeightStore
 
@@ -52,7 +52,10 @@ class NumpyBackend:
         for i, state in enumerate(batch.states):
             rows = slice(batch.offsets[i], batch.offsets[i + 1])
             operands = [
-                self._operand(value, batch, values, state, rows) for value in node.operands.values()
+                StateView(state, value)
+                if node.op.operands[slot].typed
+                else self._operand(value, batch, values, state, rows)
+                for slot, value in node.operands.items()
             ]
             parts.append(node.op.define(*operands, **node.attributes))
         return np.concatenate(parts).astype(np.float32, copy=False)

@@ -20,9 +20,10 @@ import numpy as np
 
 from ..kernels.errors import InvalidFile, InvalidInput
 from ..kernels.files import replacing
+from ..kernels.statetypes import F32, bytes_of
 from .platform import available_memory
 from .sampling import Sampling
-from .state import CacheView, State
+from .state import CacheView, State, StatePlace
 
 if TYPE_CHECKING:
     from .model import Model
@@ -39,7 +40,9 @@ _LONGEST_NUMERICS = 200
 
 _CACHED = {"k": "keys", "v": "values"}
 
-FORMAT, VERSION = "keelback-snapshot", 2
+FORMAT, VERSION = "keelback-snapshot", 3
+#: Version 2 knew no other states than float32.
+_READABLE = ("2", str(VERSION))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +126,9 @@ class Snapshot:
             state.logits = tensors["logits"]
             if not np.isfinite(state.logits).all():
                 raise ValueError("logits that are not finite")
-        for name, view in state.tensors().items():
-            view[:] = tensors[f"state.{name}"]
-        if not np.isfinite(state.block).all():
+        for held in model.layout.states:
+            state.raw(held)[:] = bytes_of(tensors[f"state.{held.ref.name}"], held.ref.shape[:-2])
+        if not all(np.isfinite(values).all() for values in state.tensors().values()):
             raise ValueError("a state that is not finite")
         position = facts["position"]
         state.reserve(position)
@@ -143,7 +146,13 @@ class Snapshot:
         return cls(state, conversation, parent, _text(facts["note"]), identity)
 
     def _tensors(self) -> dict[str, np.ndarray]:
-        tensors = {f"state.{name}": view.copy() for name, view in self.state.tensors().items()}
+        state = self.state
+        tensors = {
+            f"state.{held.ref.name}": (
+                state.view(held.ref) if held.kind is F32 else state.raw(held)
+            ).copy()
+            for held in state.layout.states
+        }
         for place in self.state.layout.caches:
             rows = CacheView(self.state, place.ref).read_raw(self.state.position)
             tensors[f"cache.{place.ref.name}"] = rows
@@ -167,6 +176,7 @@ class Snapshot:
             "model": self.state.model,
             "numerics": self.state.numerics,
             "cache_types": self.state.layout.type_names,
+            "state_type": self.state.layout.state_type,
             "position": self.state.position,
             "digest": self.state.digest,
             "parent": self.parent,
@@ -199,7 +209,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _check_format(path: Path, metadata: dict[str, str]) -> None:
     if metadata.get("format") != FORMAT:
         raise InvalidFile(f"{path} is not a keelback snapshot")
-    if metadata.get("version") != str(VERSION):
+    if metadata.get("version") not in _READABLE:
         raise InvalidFile(
             f"{path} has the snapshot format {metadata.get('version')!r}, and this keelback "
             f"reads {VERSION}; make it again with this version"
@@ -214,7 +224,11 @@ def _check_model(path: Path, facts: dict[str, Any], model: Model) -> None:
 
 
 def _check_types(path: Path, facts: dict[str, Any], model: Model) -> None:
-    """Keys and values are kept as they were: rounding them anew would change what is remembered."""
+    """What was read is kept as it was: rounding it anew would change what is remembered."""
+    kind = facts.get("state_type", F32.name)
+    if kind != model.layout.state_type:
+        kind = str(kind)[:10]
+        raise InvalidFile(f"{path} keeps states as {kind}; load the model with --state-type {kind}")
     theirs, ours = facts["cache_types"], model.layout.type_names
     if theirs != ours:
         kept = {kind: str(theirs[kind])[:10] for kind in ours}
@@ -226,7 +240,7 @@ def _check_types(path: Path, facts: dict[str, Any], model: Model) -> None:
 def _tensors(path: Path, file: Any, facts: dict[str, Any], model: Model) -> dict[str, np.ndarray]:
     """All tensors, once the file is known to hold what this model needs, and memory to hold it."""
     position = _whole(facts["position"], _LARGEST_POSITION)
-    shapes = {f"state.{ref.name}": ("F32", ref.shape) for ref in model.layout.states}
+    shapes = {f"state.{held.ref.name}": _stored(held) for held in model.layout.states}
     shapes |= {
         f"cache.{place.ref.name}": ("U8", (position, place.ref.heads, place.row_bytes))
         for place in model.layout.caches
@@ -248,6 +262,13 @@ def _tensors(path: Path, file: Any, facts: dict[str, Any], model: Model) -> dict
     if available is not None and needed > available:
         raise InvalidFile(f"{path} holds more than fits into memory: {position} tokens")
     return {name: file.get_tensor(name) for name in names}
+
+
+def _stored(held: StatePlace) -> tuple[str, tuple[int, ...]]:
+    """Type and shape of a tensor of the state in a file: its values, or each matrix's bytes."""
+    if held.kind is F32:
+        return "F32", held.ref.shape
+    return "U8", (*held.ref.shape[:-2], held.matrix_bytes)
 
 
 def _check_shape(tensor: Any, kind: str, shape: tuple[int, ...]) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 from ..kernels.attention import TILE, decode, encode
 from ..kernels.errors import InvalidInput
 from ..kernels.formats.blocks import BY_NAME, F16, BlockFormat
-from ..models.graph import ALIGN, CacheRef, Graph, StateRef
+from ..kernels.statetypes import F32, STATE_TYPES, StateType
+from ..models.graph import CacheRef, Graph, StateRef
 
 if TYPE_CHECKING:
     from .model import Model
@@ -28,6 +29,8 @@ SHARED_ROWS = 4
 CACHE_TYPES = MappingProxyType({"k": F16, "v": F16})
 _CACHE_NAMES = ("F16", "Q8_0", "F32")
 
+#: Values of the kernels' vectors.
+_VECTOR = 16
 _LINE = 64
 _HASH_PRIME = (1 << 61) - 1
 _HASH_BASE = 0x1F3D5B79A2C4E687 % _HASH_PRIME
@@ -38,6 +41,25 @@ def aligned(count: int) -> np.ndarray:
     raw = np.zeros(count * 4 + _LINE, np.uint8)
     start = -raw.ctypes.data % _LINE
     return raw[start : start + count * 4].view(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class StatePlace:
+    """Where a tensor lies in the state block: `offset` bytes from its start, on a cache line."""
+
+    ref: StateRef
+    kind: StateType
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.kind.nbytes(self.ref.shape)
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes from one matrix of the tensor to the next."""
+        return self.kind.matrix_bytes(*self.ref.shape[-2:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +84,43 @@ class CachePlace:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where everything lies in a state: the same for all sequences of a model."""
+    """Where everything lies in a state: the same for all sequences of a model.
 
-    states: tuple[StateRef, ...]
+    size: bytes of the state block.
+    """
+
+    states: tuple[StatePlace, ...]
     caches: tuple[CachePlace, ...]
     size: int
 
     @classmethod
-    def of(cls, graph: Graph, types: Mapping[str, BlockFormat] = CACHE_TYPES) -> Layout:
+    def of(
+        cls,
+        graph: Graph,
+        types: Mapping[str, BlockFormat] = CACHE_TYPES,
+        state_type: StateType = F32,
+    ) -> Layout:
         """The layout a graph asks for; `types` are those of keys ("k") and values ("v").
 
-        Raises InvalidInput for heads that do not divide into the blocks of a type.
+        state_type: of a recurrence's matrices; windows of convolutions, which are small, stay
+        float32. Raises InvalidInput for heads that do not divide into the blocks of a type.
         """
+        states, size, typed = [], 0, graph.typed_states
+        for state in graph.states:
+            held = StatePlace(state, state_type if state in typed else F32, size)
+            states.append(held)
+            size += -(-held.nbytes // _LINE) * _LINE
         places, offset = [], 0
         for ref in graph.caches:
             pitch = pitch_of(ref, types[ref.kind])
             places.append(CachePlace(ref, types[ref.kind], offset, pitch))
             offset += ref.heads * PAGE_ROWS * pitch
-        return cls(tuple(graph.states), tuple(places), graph.state_size)
+        return cls(tuple(states), tuple(places), size)
 
     @property
     def fixed_bytes(self) -> int:
         """Bytes a sequence takes however long it gets."""
-        return sum(ref.size for ref in self.states) * 4
+        return sum(place.nbytes for place in self.states)
 
     @property
     def bytes_per_token(self) -> int:
@@ -101,6 +137,15 @@ class Layout:
         """Types of keys and values, by "k" and "v"; nothing where there are none."""
         return {place.ref.kind: place.block.name.lower() for place in self.caches}
 
+    @property
+    def state_type(self) -> str:
+        """Name of the type of a recurrence's matrices."""
+        return next((held.kind.name for held in self.states if held.kind is not F32), F32.name)
+
+    def held(self, ref: StateRef) -> StatePlace:
+        """The place of a tensor of the state."""
+        return next(held for held in self.states if held.ref == ref)
+
     def place(self, ref: CacheRef) -> CachePlace:
         """The place of a cache, or of a part of one."""
         return next(place for place in self.caches if place.ref.name == ref.name)
@@ -110,7 +155,7 @@ class Layout:
 class State:
     """A sequence's memory.
 
-    block     float32, all recurrent tensors and conv windows, one after another (see Layout)
+    block     uint8, all recurrent tensors and conv windows, one after another (see Layout)
     pages     KV pages of PAGE_ROWS tokens, bytes; full ones never change: copies share them
     logits    float32 (vocabulary,): those of the next token, None before the first forward
     position  tokens read; `digest` is a rolling hash of their ids
@@ -131,7 +176,7 @@ class State:
     @classmethod
     def fresh(cls, layout: Layout, model: str, numerics: str = "") -> State:
         """The state before the first token."""
-        return cls(layout, model, aligned(layout.size), numerics=numerics)
+        return cls(layout, model, _lines(layout.size), numerics=numerics)
 
     @property
     def nbytes(self) -> int:
@@ -145,8 +190,11 @@ class State:
         return replace(self, block=_copied(self.block), pages=pages)
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Views of the block by tensor name, each in its canonical shape."""
-        return {ref.name: self.view(ref) for ref in self.layout.states}
+        """All tensors by name, float32, each in its canonical shape.
+
+        Views of the block where it holds float32, else copies that cannot be written to.
+        """
+        return {held.ref.name: self.view(held.ref) for held in self.layout.states}
 
     def save(self, path: str | Path) -> None:
         """Write the state to a file, as a snapshot without a conversation."""
@@ -162,15 +210,23 @@ class State:
         return Snapshot.load(path, model).state
 
     def view(self, ref: StateRef) -> np.ndarray:
-        """One tensor of the block."""
-        return self.block[ref.offset : ref.offset + ref.size].reshape(ref.shape)
+        """One tensor of the block, as `tensors` has it."""
+        held = self.layout.held(ref)
+        values = held.kind.decode(self.raw(held), *ref.shape[-2:])
+        values.flags.writeable = held.kind is F32
+        return values
+
+    def raw(self, held: StatePlace) -> np.ndarray:
+        """The bytes of a tensor, a view: (matrices..., bytes of a matrix) uint8."""
+        data = self.block[held.offset : held.offset + held.nbytes]
+        return data.reshape(*held.ref.shape[:-2], held.matrix_bytes)
 
     def reserve(self, rows: int) -> None:
         """Make room for the KV rows of `rows` more tokens."""
         if not self.layout.caches:
             return
         while len(self.pages) * PAGE_ROWS < self.position + rows:
-            self.pages.append(aligned(self.layout.page_bytes // 4).view(np.uint8))
+            self.pages.append(_lines(self.layout.page_bytes))
 
     def advance(self, ids: Sequence[int]) -> None:
         """Count ids that a forward has read."""
@@ -179,6 +235,24 @@ class State:
             digest = (digest * _HASH_BASE + token + 1) % _HASH_PRIME
         self.digest = digest
         self.position += len(ids)
+
+
+class StateView:
+    """A tensor of one state, as definitions use it: `values` float32, in their canonical shape."""
+
+    def __init__(self, state: State, ref: StateRef) -> None:
+        self._state, self._held = state, state.layout.held(ref)
+        self.values = state.view(ref)
+        if self._held.kind is not F32:
+            self.values = self.values.copy()
+
+    def keep(self, row: int) -> None:
+        """Store the values behind row `row` of this forward, and go on with what is then there."""
+        held = self._held
+        if held.kind is not F32:
+            raw = self._state.raw(held)
+            raw[:] = held.kind.encode(self.values, self._state.position + row)
+            self.values[:] = held.kind.decode(raw, *held.ref.shape[-2:])
 
 
 class CacheView:
@@ -231,10 +305,17 @@ def cache_types(keys: str, values: str) -> dict[str, BlockFormat]:
     return {"k": BY_NAME[keys.upper()], "v": BY_NAME[values.upper()]}
 
 
+def state_type_named(name: str) -> StateType:
+    """A type of the states by name. Raises InvalidInput for others."""
+    if str(name) not in STATE_TYPES:
+        raise InvalidInput(f"states cannot be kept as {name!r}; choose f32, bf16 or int8")
+    return STATE_TYPES[name]
+
+
 def pitch_of(ref: CacheRef, block: BlockFormat) -> int:
     """Bytes of a head's row: whole vectors of the kernels, or whole blocks."""
     if block.elements == 1:
-        return -(-ref.d_head // ALIGN) * ALIGN * block.nbytes
+        return -(-ref.d_head // _VECTOR) * _VECTOR * block.nbytes
     if ref.d_head % block.elements:
         raise InvalidInput(
             f"heads of {ref.d_head} values do not divide into blocks of {block.name}; choose "
@@ -258,13 +339,18 @@ def check_states(states: Sequence[State], layout: Layout, model: str) -> None:
         if state.damaged:
             raise InvalidInput("a forward failed in this state; go on from an earlier copy of it")
         # Kernels write to these addresses.
-        kept = [(page, page_bytes, np.uint8) for page in state.pages]
-        for array, size, kind in [(state.block, layout.size, np.float32), *kept]:
-            if array.shape != (size,) or array.dtype != kind or not array.flags.carray:
+        kept = [(page, page_bytes) for page in state.pages]
+        for array, size in [(state.block, layout.size), *kept]:
+            if array.shape != (size,) or array.dtype != np.uint8 or not array.flags.carray:
                 raise InvalidInput("the state's memory was exchanged; use clone() and load()")
 
 
-def _copied(page: np.ndarray) -> np.ndarray:
-    copy = aligned(page.nbytes // 4).view(page.dtype)
-    copy[:] = page
+def _lines(nbytes: int) -> np.ndarray:
+    """Bytes of zeros that start on a cache line; their number is a multiple of 4."""
+    return aligned(nbytes // 4).view(np.uint8)
+
+
+def _copied(data: np.ndarray) -> np.ndarray:
+    copy = _lines(data.nbytes)
+    copy[:] = data
     return copy

@@ -15,7 +15,7 @@ import click
 
 from ..kernels.errors import InvalidInput
 from ..kernels.files import check_target
-from .printing import bar, rate, size
+from .printing import bar, rate, size, typed_size
 from .session import Session
 
 
@@ -129,7 +129,8 @@ class Meter:
             f"load {self.load_seconds:.2f} s",
             f"prompt {self.prompt_tokens} tokens, {rate(self.prompt_tokens, self.prompt_seconds)}",
             f"generated {written} tokens, {rate(written, self.seconds)}",
-            f"state {size(layout.fixed_bytes)} fixed + {size(layout.bytes_per_token)} per token",
+            f"state {typed_size(layout.fixed_bytes, layout.state_type)} fixed + "
+            f"{size(layout.bytes_per_token)} per token",
             f"seed {self.session.sampling.seed}",
         ]
         return " | ".join(parts)

@@ -30,7 +30,7 @@ class Kind(Enum):
     ROWS = "rows"  # activations, (rows, width) float32
     MATRIX = "matrix"  # a weight in any native type
     VECTOR = "vector"  # a weight, always float32 when a kernel sees it
-    STATE = "state"  # a tensor of each sequence's state block, float32
+    STATE = "state"  # a tensor of each sequence's state block
     CACHE = "cache"  # what each sequence's KV pages keep for one layer, in one of their types
     IDS = "ids"  # the token ids of this forward, (T,) int64
     OUTPUTS = "outputs"  # indices of the rows whose logits were asked for, (R,) int64
@@ -49,6 +49,8 @@ class Operand:
     against  of rows: the slot of the matrix they are multiplied with. Where its type wants rounded
              activations, the kernel is given what `quantize` makes of the rows
     parts    of such rows: the attribute that says how many parts of them are rounded by themselves
+    typed    of a state: may be kept in other types than float32. The definition is given an object
+             with its float32 `values`, and calls `keep(t)` when they are those behind row t
     """
 
     kind: Kind
@@ -56,6 +58,7 @@ class Operand:
     pack: Callable[[np.ndarray], np.ndarray] | None = None
     against: str | None = None
     parts: str | None = None
+    typed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,7 @@ ROWS, OPTIONAL_ROWS = Operand(Kind.ROWS), Operand(Kind.ROWS, optional=True)
 MATRIX = Operand(Kind.MATRIX)
 VECTOR, OPTIONAL_VECTOR = Operand(Kind.VECTOR), Operand(Kind.VECTOR, optional=True)
 STATE, CACHE = Operand(Kind.STATE), Operand(Kind.CACHE)
+TYPED_STATE = Operand(Kind.STATE, typed=True)
 IDS, OUTPUTS, POSITIONS = Operand(Kind.IDS), Operand(Kind.OUTPUTS), Operand(Kind.POSITIONS)
 
 #: The modules that hold ops; each has a `_cpu` sibling.

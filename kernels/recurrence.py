@@ -13,12 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from .op import OPTIONAL_VECTOR, ROWS, STATE, Op, ShapeError, Weight, expect, expect_state
+from .op import (
+    OPTIONAL_VECTOR,
+    ROWS,
+    TYPED_STATE,
+    Op,
+    ShapeError,
+    Weight,
+    expect,
+    expect_state,
+)
+from .statetypes import variant_of
 
 #: How a value head finds its key head: h // r, or h mod key heads.
 GROUPED, TILED = 0, 1
 #: Rows whose decays by key a kernel works out at once.
 DECAYED = 16
+#: Columns of a state that a kernel takes through all rows together.
+STRIP = 64
 
 
 def recurrence_shape(
@@ -56,7 +68,7 @@ def recurrence(
     v: np.ndarray,
     dt: np.ndarray,
     beta: np.ndarray,
-    state: np.ndarray,
+    state: Any,
     a: np.ndarray | None = None,
     d: np.ndarray | None = None,
     *,
@@ -69,9 +81,10 @@ def recurrence(
     """Walk the rows of one sequence and return o (+ D v where a skip weight is given).
 
     q, k: (T, key_heads * K). v: (T, heads * V). dt: (T, heads), or (T, heads * K) with decay
-    "key"; D = exp(A dt). beta: (T, heads). state: (heads, K, V), updated. a: (heads,), negative;
-    without it dt is the logarithm of D itself. d: (heads,). erase: "none" or "tied". Returns
-    (T, heads * V).
+    "key"; D = exp(A dt). beta: (T, heads). state: its values (heads, K, V) are updated, and
+    rounded to its type behind every row: what is read with q has not been rounded yet.
+    a: (heads,), negative; without it dt is the logarithm of D itself. d: (heads,). erase: "none" or
+    "tied". Returns (T, heads * V).
     Source: Mamba-2, arXiv 2405.21060, section 5; Gated DeltaNet, arXiv 2412.06464, equation 10;
     Kimi Delta Attention, arXiv 2510.26692, equation 1.
     """
@@ -84,19 +97,21 @@ def recurrence(
     decays = np.exp(rates * dt.reshape(rows, heads, -1))
     out = np.empty_like(values)
     for t in range(rows):
-        state *= decays[t][:, :, None]
+        matrix = state.values
+        matrix *= decays[t][:, :, None]
         write = values[t]
         if erase == "tied":
-            write = write - np.einsum("hkv,hk->hv", state, k[t])
-        state += k[t][:, :, None] * (beta[t][:, None] * write)[:, None, :]
-        out[t] = np.einsum("hkv,hk->hv", state, q[t])
+            write = write - np.einsum("hkv,hk->hv", matrix, k[t])
+        matrix += k[t][:, :, None] * (beta[t][:, None] * write)[:, None, :]
+        out[t] = np.einsum("hkv,hk->hv", matrix, q[t])
+        state.keep(t)
     if d is not None:
         out += d.reshape(heads, 1) * values
     return out.reshape(rows, -1)
 
 
 def _variant(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
-    return f"{attributes['decay']}_{attributes['erase']}"
+    return f"{attributes['decay']}_{attributes['erase']}{variant_of(operands['state'])}"
 
 
 def decay_memory(d_key: int) -> tuple[int, int]:
@@ -108,8 +123,10 @@ def decay_memory(d_key: int) -> tuple[int, int]:
 
 
 def _scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], rows: int) -> int:
+    """Bytes: decays, and a strip of a state before it is rounded, where that is done afterwards."""
     d_key = operands["k"].width // attributes["key_heads"]
-    return decay_memory(d_key)[-1] if attributes["decay"] == "key" else 0
+    decays = decay_memory(d_key)[-1] if attributes["decay"] == "key" else 0
+    return decays + (4 * STRIP * d_key if operands["state"].kind.scaled else 0)
 
 
 OPS = (
@@ -121,7 +138,7 @@ OPS = (
             "v": ROWS,
             "dt": ROWS,
             "beta": ROWS,
-            "state": STATE,
+            "state": TYPED_STATE,
             "a": OPTIONAL_VECTOR,
             "d": OPTIONAL_VECTOR,
         },

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from .op import (
     ROWS,
-    STATE,
+    TYPED_STATE,
     VECTOR,
     Kind,
     Op,
@@ -19,6 +20,7 @@ from .op import (
     expect_state,
     transposed,
 )
+from .statetypes import variant_of
 
 
 def selective_scan_shape(
@@ -37,7 +39,7 @@ def selective_scan(
     dt: np.ndarray,
     b: np.ndarray,
     c: np.ndarray,
-    state: np.ndarray,
+    state: Any,
     a: np.ndarray,
     d: np.ndarray,
     *,
@@ -45,14 +47,26 @@ def selective_scan(
 ) -> np.ndarray:
     """S[n, i] = exp(dt[i] A[i, n]) S[n, i] + dt[i] x[i] B[n];  y = C S + D x.
 
-    x, dt: (T, I), rows of one sequence. b, c: (T, N). state: (N, I), updated. a: (I, N), negative.
-    d: (I,). Returns (T, I). Source: Mamba, arXiv 2312.00752, algorithm 2.
+    x, dt: (T, I), rows of one sequence. b, c: (T, N). state: its values (N, I) are updated, and
+    rounded to its type behind every row: what is read with C has not been rounded yet.
+    a: (I, N), negative. d: (I,). Returns (T, I). Source: Mamba, arXiv 2312.00752, algorithm 2.
     """
     y, rates, d = np.empty_like(x), a.reshape(x.shape[1], d_state).T, d.reshape(-1)
     for t in range(len(x)):
-        state[:] = state * np.exp(dt[t] * rates) + (dt[t] * x[t]) * b[t][:, None]
-        y[t] = c[t] @ state + d * x[t]
+        matrix = state.values
+        matrix[:] = matrix * np.exp(dt[t] * rates) + (dt[t] * x[t]) * b[t][:, None]
+        y[t] = c[t] @ matrix + d * x[t]
+        state.keep(t)
     return y
+
+
+def _variant(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
+    return variant_of(operands["state"]).lstrip("_")
+
+
+def _scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], rows: int) -> int:
+    """Bytes of 16 channels before they are rounded, where that is done afterwards."""
+    return 4 * 16 * attributes["d_state"] if operands["state"].kind.scaled else 0
 
 
 OPS = (
@@ -63,12 +77,14 @@ OPS = (
             "dt": ROWS,
             "b": ROWS,
             "c": ROWS,
-            "state": STATE,
+            "state": TYPED_STATE,
             "a": Operand(Kind.VECTOR, pack=transposed),
             "d": VECTOR,
         },
         selective_scan_shape,
         selective_scan,
         ("d_state",),
+        _variant,
+        _scratch,
     ),
 )

@@ -11,11 +11,11 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from .intrinsics import LANES, emit_fma, f32x16, pointer_to
+from .intrinsics import LANES, call_llvm, emit_fma, f32x16, ints, lanes_of, pointer_to
 from .jit import intrinsic
 from .tiles import TileType, each, spread
 
-_F32, _I64 = ir.FloatType(), ir.IntType(64)
+_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR = ir.VectorType(_F32, LANES)
 _NBYTES = 4 * LANES
 
@@ -76,6 +76,55 @@ def less(_typing, a, b):
         return each(builder, a, one)
 
     return a(a, b), emit
+
+
+@intrinsic
+def product(_typing, a, b):
+    """a * b."""
+
+    def emit(context, builder, signature, args):
+        def one(index: int) -> ir.Value:
+            return builder.fmul(*(builder.extract_value(arg, index) for arg in args))
+
+        return each(builder, a, one)
+
+    return a(a, b), emit
+
+
+@intrinsic
+def larger(_typing, a, b):
+    """The larger of a, which is not negative, and the magnitude of b; NaN where either is NaN."""
+
+    def emit(context, builder, signature, args):
+        def one(index: int) -> ir.Value:
+            known, value = (
+                builder.bitcast(builder.extract_value(arg, index), lanes_of(_I32)) for arg in args
+            )
+            # Bits of what is not negative are ordered as the numbers are, NaN last.
+            magnitude = builder.and_(value, ints(0x7FFFFFFF))
+            found = call_llvm(builder, "llvm.smax.v16i32", known.type, known, magnitude)
+            return builder.bitcast(found, _VECTOR)
+
+        return each(builder, a, one)
+
+    return a(a, b), emit
+
+
+@intrinsic
+def fraction_of(_typing, number, strip, least):
+    """number / strip, and 0 where the strip is not at least `least`."""
+
+    def emit(context, builder, signature, args):
+        above, least = spread(builder, args[0]), spread(builder, args[2])
+
+        def one(index: int) -> ir.Value:
+            value = builder.extract_value(args[1], index)
+            enough = builder.fcmp_ordered(">=", value, least)
+            return builder.select(enough, builder.fdiv(above, value), ir.Constant(_VECTOR, None))
+
+        return each(builder, strip, one)
+
+    return strip(types.float32, strip, types.float32), emit
 
 
 @intrinsic

@@ -17,9 +17,6 @@ from ..kernels.formats.blocks import readable
 from ..kernels.formats.gguf import TensorInfo
 from ..kernels.op import GIVEN, Kind, Op, Weight, catalogue
 
-#: Tensors of a state start at multiples of this many floats: one cache line.
-ALIGN = 16
-
 
 @dataclass(eq=False, slots=True)
 class Buffer:
@@ -40,11 +37,10 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class StateRef:
-    """A tensor of every sequence's state: float32 of `shape`, `offset` floats into the block."""
+    """A tensor of every sequence's state, of `shape`."""
 
     name: str
     shape: tuple[int, ...]
-    offset: int
 
     @property
     def size(self) -> int:
@@ -141,10 +137,8 @@ class Graph:
         ]
 
     def state(self, name: str, *shape: int) -> StateRef:
-        """Reserve a tensor in the state block; every tensor starts on a cache line."""
-        last = self.states[-1] if self.states else None
-        offset = 0 if last is None else -(-(last.offset + last.size) // ALIGN) * ALIGN
-        self.states.append(StateRef(name, shape, offset))
+        """Reserve a tensor in the state block."""
+        self.states.append(StateRef(name, shape))
         return self.states[-1]
 
     def cache(self, name: str, kind: str, heads: int, d_head: int) -> CacheRef:
@@ -153,13 +147,17 @@ class Graph:
         return self.caches[-1]
 
     @property
-    def state_size(self) -> int:
-        """Floats of one sequence's state block."""
-        return (
-            -(-(self.states[-1].offset + self.states[-1].size) // ALIGN) * ALIGN
-            if self.states
-            else 0
-        )
+    def typed_states(self) -> set[StateRef]:
+        """Tensors of the state that all their ops take in any type."""
+        slots = [
+            (value, operand.typed)
+            for node in self.nodes
+            for value, operand in zip(
+                node.operands.values(), node.op.operands.values(), strict=True
+            )
+            if isinstance(value, StateRef)
+        ]
+        return {ref for ref, _ in slots} - {ref for ref, typed in slots if not typed}
 
     def finish(self, logits: Value) -> None:
         """Name the value that leaves the graph."""

@@ -22,6 +22,7 @@ from keelback.engine.weights import WeightStore
 from keelback.kernels.formats import blocks
 from keelback.kernels.formats.gguf import TensorInfo
 from keelback.kernels.op import GIVEN, Op, Weight
+from keelback.kernels.statetypes import F32, StateType
 from keelback.models.graph import Graph
 
 #: Types of keys and values unless a case has others.
@@ -86,10 +87,12 @@ def no_notice(text: str) -> None:
 
 @dataclass
 class Played:
-    """What a forward left behind: logits (R, vocabulary), each sequence's block and KV rows."""
+    """What a forward left behind: logits (R, vocabulary), each sequence's block, and its tensors
+    in float32, and KV rows."""
 
     rows: np.ndarray
     blocks: list[np.ndarray]
+    tensors: list[dict[str, np.ndarray]]
     cached: list[np.ndarray]
 
     def same_bits(self, other: Played) -> bool:
@@ -108,9 +111,10 @@ class Machine:
         backend: str = "cpu",
         repack: bool = True,
         types: Mapping[str, blocks.BlockFormat] = KEPT,
+        state_type: StateType = F32,
     ) -> None:
         store = WeightStore(tensors, no_notice, repack)
-        self.layout = Layout.of(graph, types)
+        self.layout = Layout.of(graph, types, state_type)
         self.backend: Any
         if backend == "numpy":
             self.backend = NumpyBackend(graph, store)
@@ -154,7 +158,7 @@ class Case:
     caches   operand slot -> what each sequence's KV pages hold, (count, width) float32 each
     heads    that share a row of a cache
     first    where values are the first ones of every key's head: how many
-    types    in which keys ("k") and values ("v") are kept
+    types    in which keys ("k") and values ("v") are kept; state_type: likewise matrices
     lengths  rows of each sequence
     past     tokens that each sequence has read before, none without
     """
@@ -168,6 +172,7 @@ class Case:
     heads: int = 1
     first: int = 0
     types: Mapping[str, blocks.BlockFormat] = field(default_factory=lambda: KEPT)
+    state_type: StateType = F32
     attributes: dict[str, Any] = field(default_factory=dict)
     lengths: tuple[int, ...] = (1,)
     past: tuple[int, ...] = ()
@@ -205,7 +210,7 @@ class Case:
 
     def machine(self, backend: str = "cpu", repack: bool = True) -> Machine:
         """A machine that plays the case."""
-        return Machine(*self.build(), backend, repack, self.types)
+        return Machine(*self.build(), backend, repack, self.types, self.state_type)
 
     def begin(self, machine: Machine) -> list[State]:
         """The states that the case begins with, one a sequence."""
@@ -219,8 +224,9 @@ class Case:
                 view = CacheView(state, place.ref)
                 view.position = 0
                 view.write(self.caches[place.ref.name][i])
-            for slot, values in self.states.items():
-                state.tensors()[slot][:] = values[i]
+            for held in machine.layout.states:
+                given = self.states[held.ref.name][i]
+                state.raw(held)[:] = held.kind.encode(given, state.position)
         return sequences
 
     def play(self, machine: Machine, threads: int = 1, delay: int = 0) -> Played:
@@ -236,7 +242,8 @@ class Case:
             for state in sequences
             for place in machine.layout.caches
         ]
-        return Played(rows, [state.block for state in sequences], cached)
+        tensors = [state.tensors() for state in sequences]
+        return Played(rows, [state.block for state in sequences], tensors, cached)
 
 
 def error_ratio(got: np.ndarray, want: np.ndarray) -> float:

@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 from cases import CASES, LENGTHS, SIZES, T, case, normal, routes, uniform
 
+from keelback.kernels import statetypes
 from keelback.kernels.experts import SIGMOID
 from keelback.kernels.formats.blocks import F16, F32, Q8_0
 from keelback.kernels.norm import GATE_FIRST, NORM_FIRST
 from keelback.kernels.recurrence import GROUPED, TILED
 from keelback.kernels.rotary import halves, neighbours
+
+#: Tokens that the sequences have read before; with LENGTHS they end in the middle, on and behind
+#: the boundaries of pages.
+PAST = (0, 63, 120, 257)
 
 
 def _activations() -> None:
@@ -107,9 +112,17 @@ def _convolutions() -> None:
             )  # fmt: skip
 
 
+def _typed(name: str, op: str, **parts: Any) -> None:
+    """A case for every type that matrices of states are kept in."""
+    for kind in statetypes.STATE_TYPES.values():
+        ending = "" if kind is statetypes.F32 else f"-{kind.name}"
+        past = PAST[: len(parts.get("lengths", LENGTHS))]
+        case(name + ending, op, **{"state_type": kind, "past": past, **parts})
+
+
 def _scans() -> None:
     for size, n in zip(SIZES, (16, 1, 5, 16, 8, 3, 17, 16), strict=True):
-        case(
+        _typed(
             f"selective_scan-{n}-{size}", "selective_scan",
             rows={
                 "x": normal((size, 18), T, size), "dt": uniform((size, 19), 1e-3, 0.5, T, size),
@@ -142,7 +155,7 @@ def _recurrences() -> None:
                 if i % 2:
                     weights["d"] = normal((i, 27), heads)
                 mapping = TILED if i % 3 else GROUPED
-                case(
+                _typed(
                     f"recurrence-{decay}-{erase}-{heads}/{key_heads}-{d_key}x{d_value}",
                     "recurrence",
                     rows={
@@ -159,11 +172,6 @@ def _recurrences() -> None:
                     },
                     lengths=lengths,
                 )  # fmt: skip
-
-
-#: Tokens that the sequences have read before; with LENGTHS they end in the middle, on and behind
-#: the boundaries of pages.
-PAST = (0, 63, 120, 257)
 
 
 def _attentions() -> None:

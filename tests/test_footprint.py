@@ -35,7 +35,7 @@ def test_a_plan_counts_what_a_model_then_reserves(tiny_file):
     assert store["panels"] + store["mapped"] + store["vectors"] + store["converted"] == (
         sum(data.nbytes for data in program.weights) - moved
     )
-    assert store["state"] == store["copies"] == layout.size * 4
+    assert store["state"] == store["copies"] == layout.size
     assert store["logits"] == 3 * 4 * model.vocabulary
     assert facts["total_bytes"] == sum(store.values())
     assert facts["held_bytes"] == facts["total_bytes"] - store["mapped"]

@@ -27,13 +27,15 @@ from keelback.kernels.op import FAMILIES, ShapeError, catalogue
 from keelback.models.graph import Graph
 
 TOLERANCE = 2e-6
+#: Where a state is rounded a last bit may make a step of it: such steps are few.
+ROUNDED = {"bf16": 3e-4, "int8": 1e-2}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_agrees_with_its_definition_whatever_the_threads(name):
     tried = CASES[name]
     defined = tried.play(tried.machine("numpy"))
-    machine = tried.machine()
+    machine, tolerance = tried.machine(), ROUNDED.get(tried.state_type.kernel, TOLERANCE)
     alone = tried.play(machine)
     if tried.op.name == "quantize":
         # Bytes and scales in float32 slots, for which there is one right answer.
@@ -43,11 +45,10 @@ def test_kernel_agrees_with_its_definition_whatever_the_threads(name):
         assert np.array_equal(alone.rows[:, :used], defined.rows[:, :used])
         assert error_ratio(alone.rows[:, used:], defined.rows[:, used:]) < TOLERANCE
     else:
-        assert error_ratio(alone.rows, defined.rows) < TOLERANCE
-    for ref in machine.layout.states:
-        for got, want in zip(alone.blocks, defined.blocks, strict=True):
-            at = slice(ref.offset, ref.offset + ref.size)
-            assert error_ratio(got[at][None], want[at][None]) < TOLERANCE
+        assert error_ratio(alone.rows, defined.rows) < tolerance
+    for got, want in zip(alone.tensors, defined.tensors, strict=True):
+        for name in want:
+            assert error_ratio(got[name].reshape(1, -1), want[name].reshape(1, -1)) < tolerance
     for got, want in zip(alone.cached, defined.cached, strict=True):
         assert np.array_equal(got, want)
     for threads in (1, 2, 3):
@@ -80,7 +81,7 @@ def _in_pieces(tried: Case, machine: Machine, cuts: np.random.Generator) -> Play
             for i, part in zip(here, found, strict=True):
                 rows[i].append(part)
     whole = np.concatenate([part for parts in rows for part in parts])
-    return Played(whole, [state.block for state in states], [])
+    return Played(whole, [state.block for state in states], [], [])
 
 
 @pytest.mark.parametrize(
@@ -124,7 +125,8 @@ def test_cases_cover_every_op_and_every_compiled_variant():
     for tried in CASES.values():
         graph, tensors = tried.build()
         for repack in (True, False):
-            store, layout = WeightStore(tensors, no_notice, repack), Layout.of(graph, tried.types)
+            store = WeightStore(tensors, no_notice, repack)
+            layout = Layout.of(graph, tried.types, tried.state_type)
             program = lower(graph, store, layout, MAX_ROWS)
             played |= {name for name, _ in program.kernels}
     assert {tried.op.name for tried in CASES.values()} == set(catalogue())

@@ -273,10 +273,11 @@ def test_what_a_file_claims_is_checked_before_memory_is_taken(tmp_path: Path, ti
     def metadata(position: int) -> dict:
         types = {"k": "f32", "v": "f32"}
         facts = json.dumps({"model": model.fingerprint, "position": position, "cache_types": types})
-        return {"__metadata__": {"format": "keelback-snapshot", "version": "2", "facts": facts}}
+        return {"__metadata__": {"format": "keelback-snapshot", "version": "3", "facts": facts}}
 
     whole = {
-        f"state.{ref.name}": ("F32", list(ref.shape), ref.size * 4) for ref in model.layout.states
+        f"state.{held.ref.name}": ("F32", list(held.ref.shape), held.nbytes)
+        for held in model.layout.states
     }
     for at in model.layout.caches:
         shape = [rows, at.ref.heads, at.row_bytes]
@@ -319,7 +320,7 @@ def test_a_damaged_state_is_neither_saved_nor_loaded(saved: Path, demo: keelback
         state.save(saved)
     assert saved.read_bytes() == before
     state.damaged = False
-    state.block[7] = np.nan
+    next(iter(state.tensors().values())).flat[7] = np.nan
     state.save(saved)
     with pytest.raises(keelback.InvalidFile, match="not finite"):
         keelback.State.load(saved, demo)

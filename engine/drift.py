@@ -1,0 +1,198 @@
+"""`keelback drift`: what rounding a state does to it, and to what is foretold, as a text gets long.
+
+The same text goes through the model once for each type that states may be kept in, side by side,
+the state carried from the first token to the last. Against float32 stand the negative
+log-likelihoods of the tokens that came, and the states themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..kernels.errors import InvalidInput
+from ..kernels.statetypes import F32, STATE_TYPES
+from .backend import Progress
+from .model import Model
+from .printing import shown, size
+from .state import State
+
+#: Tokens of a forward, for the logits of all its rows are wanted.
+_ROWS = 128
+#: Parts of the text that are told apart, and tokens of a part at least.
+PARTS, _LEAST = 20, 64
+#: Tokens of a block: differences of neighbours are alike, so errors are those of means of blocks.
+BLOCK = 256
+
+Notice = Callable[[str], None]
+
+
+@dataclass
+class Reader:
+    """One type's way through the text."""
+
+    kind: str
+    model: Model
+    state: State
+    losses: list[np.ndarray] = field(default_factory=list)
+    errors: list[list[float]] = field(default_factory=list)
+    total: list[float] = field(default_factory=list)
+
+    def read(self, ids: np.ndarray, targets: np.ndarray) -> None:
+        """Go on through the text, `targets` being what comes behind each id."""
+        rows, _ = self.model.forward(ids, self.state, logits="all")
+        self.losses.append(_losses(rows[: len(targets)], targets))
+
+    def compare(self, exact: State) -> None:
+        """How far the states are from those in float32, relative to these: by tensor and in all."""
+        norms, off = [], []
+        for held in self.state.layout.states:
+            if held.ref in self.model.graph.typed_states:
+                wanted = exact.view(held.ref).astype(np.float64)
+                off.append(np.square(self.state.view(held.ref) - wanted).sum())
+                norms.append(np.square(wanted).sum())
+        self.errors.append([_ratio(a, b) for a, b in zip(off, norms, strict=True)])
+        self.total.append(_ratio(sum(off), sum(norms)))
+
+
+def drift(
+    path: str,
+    text: str,
+    kinds: Sequence[str],
+    threads: int | None,
+    limit: int | None,
+    notice: Notice,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Facts about every type in `kinds` and float32, ready for JSON.
+
+    limit: tokens to read at most. Raises InvalidInput for a text that is too short, and for a model
+    that has no state to round.
+    """
+    types = [F32.name, *(kind for kind in STATE_TYPES if kind in kinds and kind != F32.name)]
+    first = Model(path, threads, notice=notice, progress=progress)
+    names = [ref.name for ref in first.graph.states if ref in first.graph.typed_states]
+    if not names:
+        raise InvalidInput(f"{path} has no recurrence, so there is no state to round")
+    ids = first.checked_ids(first.tokenizer.encode(text))
+    ids = ids[: len(ids) if limit is None else limit + 1]
+    if len(ids) <= 2 * _LEAST:
+        raise InvalidInput(
+            f"the text has {len(ids)} tokens; drift shows in thousands, so give a longer one"
+        )
+    models = [first, *(Model(path, threads, notice=notice, state_type=kind) for kind in types[1:])]
+    readers = [
+        Reader(kind, model, model.new_state()) for kind, model in zip(types, models, strict=True)
+    ]
+    ends = _read(readers, ids, progress)
+    return {
+        "file": str(first.file.path),
+        "tokens": len(ids) - 1,
+        "positions": ends,
+        "tensors": names,
+        "types": [_facts(reader, readers[0], ends) for reader in readers],
+    }
+
+
+def _read(readers: Sequence[Reader], ids: np.ndarray, progress: Progress) -> list[int]:
+    """Let all read the text; returns where its parts end."""
+    count = len(ids) - 1
+    parts = max(1, min(PARTS, count // _LEAST))
+    ends = [count * (part + 1) // parts for part in range(parts)]
+    at = 0
+    for end in ends:
+        while at < end:
+            after = min(end, at + _ROWS)
+            progress("reading", at, count)
+            for reader in readers:
+                reader.read(ids[at:after], ids[at + 1 : after + 1])
+            at = after
+        for reader in readers:
+            reader.compare(readers[0].state)
+    progress("reading", count, count)
+    return ends
+
+
+def _facts(reader: Reader, exact: Reader, ends: Sequence[int]) -> dict[str, Any]:
+    losses = np.concatenate(reader.losses)
+    more = losses - np.concatenate(exact.losses)
+    spans = list(zip([0, *ends], ends, strict=False))
+    return {
+        "type": reader.kind,
+        "state_bytes": reader.model.layout.fixed_bytes,
+        "perplexity": math.exp(losses.mean()),
+        "difference": float(more.mean()),
+        "difference_error": _error(more),
+        "perplexity_by_position": [math.exp(losses[a:b].mean()) for a, b in spans],
+        "difference_by_position": [float(more[a:b].mean()) for a, b in spans],
+        "difference_error_by_position": [_error(more[a:b], 32) for a, b in spans],
+        "state_error_by_position": reader.total,
+        "state_error_by_tensor": reader.errors,
+    }
+
+
+def _losses(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Negative log-likelihoods in nats: logits (R, vocabulary), ids (R,) -> (R,) float64."""
+    rows = rows.astype(np.float64)
+    largest = rows.max(axis=1, keepdims=True)
+    sums = np.log(np.exp(rows - largest).sum(axis=1)) + largest[:, 0]
+    return sums - rows[np.arange(len(targets)), targets]
+
+
+def _error(values: np.ndarray, block: int = BLOCK) -> float:
+    """The standard error of a mean, from means of blocks."""
+    means = [part.mean() for part in np.split(values, range(block, len(values), block))]
+    return float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else 0.0
+
+
+def _ratio(off: float, norm: float) -> float:
+    return math.sqrt(off / norm) if norm else math.sqrt(off)
+
+
+# ---- as a table
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A curve from 0 to its largest value as a line of text."""
+    largest = max(values, default=0.0)
+    steps = [
+        int(value / largest * (len(_BARS) - 1) + 0.5) if largest > 0 else 0 for value in values
+    ]
+    return "".join(_BARS[max(0, step)] for step in steps)
+
+
+def table(facts: dict[str, Any]) -> str:
+    """What `drift` found: a line a type, then perplexity by position, then errors by tensor."""
+    types, ends = facts["types"], facts["positions"]
+    wide = max(len(row["type"]) for row in types)
+    lines = [
+        f"{shown(facts['file'])}: {facts['tokens']} tokens in {len(ends)} parts",
+        f"{'states':{wide}} {'size':>11} {'perplexity':>11} {'nats over f32':>19}  "
+        "error of the state, first part to last",
+    ]
+    for row in types:
+        errors = row["state_error_by_position"]
+        line = f"{row['type']:{wide}} {size(row['state_bytes']):>11} {row['perplexity']:>11.4f}"
+        if row["type"] != F32.name:
+            line += f" {row['difference']:+9.5f} ± {row['difference_error']:.5f}  "
+            line += f"{errors[0]:7.2%} {sparkline(errors)} {errors[-1]:7.2%}"
+        lines.append(line)
+    head = " ".join(f"{row['type']:>13}" for row in types)
+    lines.append(f"\n{'perplexity to token':20} {head}")
+    for part, end in enumerate(ends):
+        cells = " ".join(f"{row['perplexity_by_position'][part]:13.4f}" for row in types)
+        lines.append(f"{end:20} {cells}")
+    rounded = types[1:]
+    if rounded:
+        head = " ".join(f"{row['type']:>13}" for row in rounded)
+        lines.append(f"\n{'error at the end':20} {head}")
+        for i, name in enumerate(facts["tensors"]):
+            cells = " ".join(f"{row['state_error_by_tensor'][-1][i]:13.2%}" for row in rounded)
+            lines.append(f"{shown(name):20} {cells}")
+    return "\n".join(lines)
