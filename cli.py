@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
 import sys
 import time
-import warnings
 from functools import partial
 from typing import Any
 
 import click
 
 from .engine.arguments import model_and_text, one_of, open_session, prompt_text
+from .engine.commands import INTERRUPTED, Commands
 from .engine.evaluation_options import imatrix_options, perplexity_options
-from .engine.faults import explain_bus_errors
 from .engine.options import (
     bench_options,
     chat_options,
@@ -33,40 +31,15 @@ from .engine.options import (
 from .engine.printing import (
     bar,
     bars,
+    checked,
+    described,
     listed,
     notice,
     planned,
     print_rows,
     quantized,
-    shown,
-    size,
     written,
 )
-from .kernels.errors import KeelbackError
-
-INTERRUPTED = 130
-
-
-class Commands(click.Group):
-    """A group whose commands turn errors that a user can mend into one sentence and status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was named."""
-        explain_bus_errors()
-        warnings.showwarning = lambda message, *_: notice(str(message))
-        try:
-            return super().invoke(ctx)
-        except KeelbackError as error:
-            raise click.ClickException(str(error)) from None
-        except KeyboardInterrupt:
-            sys.exit(INTERRUPTED)
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            what = error.filename or "the output cannot be written"
-            raise click.ClickException(f"{what}: {error.strerror}") from None
-        except MemoryError:
-            raise click.ClickException("there is not enough memory for this model") from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -169,16 +142,7 @@ def info(model: str | None, model_option: str | None, as_json: bool) -> None:
     from .engine.info import describe
 
     facts = describe(one_of(model, model_option, "model") or "demo")
-    if as_json:
-        click.echo(json.dumps(facts, indent=2))
-        return
-    for name, value in facts.items():
-        if name == "tensors":
-            rows = (f"  {shown(t['name']):32} {t['type']:6} {t['shape']}" for t in value)
-            value = "\n".join(rows)
-            click.echo(f"{name}:\n{value}")
-        else:
-            click.echo(f"{name.replace('_', ' '):18} {shown(value)}")
+    click.echo(json.dumps(facts, indent=2) if as_json else described(facts))
 
 
 @main.command("plan")
@@ -217,16 +181,11 @@ def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **op
     tokenizer = open_tokenizer(path)
     tokens = tokenizer.encode(prompt_text(text, options))
 
-    def shown(token: int) -> str:
-        return tokenizer.piece(token, skip_special=False).decode("utf-8", "backslashreplace")
-
-    if ids:
-        click.echo(json.dumps(tokens))
-    elif as_json:
-        click.echo(json.dumps([{"id": token, "piece": shown(token)} for token in tokens]))
+    rows = [{"id": token, "piece": tokenizer.shown(token)} for token in tokens]
+    if ids or as_json:
+        click.echo(json.dumps(tokens if ids else rows))
     else:
-        for token in tokens:
-            click.echo(f"{token:8} {shown(token)!r}")
+        click.echo("\n".join(f"{row['id']:8} {row['piece']!r}" for row in rows))
 
 
 @main.group()
@@ -315,11 +274,7 @@ def check(files: tuple[str, ...], as_json: bool) -> None:
 
     with bars() as report:
         found = [checking.check(file, partial(report, file)) for file in files]
-    if as_json:
-        click.echo(json.dumps(found, indent=2))
-    for facts in [] if as_json else found:
-        ok = f"{shown(facts['file'])}: ok, {facts['tensors']} tensors, {size(facts['bytes'])}"
-        click.echo("\n".join(facts["problems"]) or ok)
+    click.echo(json.dumps(found, indent=2) if as_json else checked(found))
     sys.exit(any(facts["problems"] for facts in found))
 
 

@@ -101,6 +101,27 @@ _PLANNED = {
 }
 
 
+def described(facts: dict[str, Any]) -> str:
+    """What a model file holds, a line for each fact and each tensor."""
+    lines = []
+    for name, value in facts.items():
+        if name == "tensors":
+            lines.append(f"{name}:")
+            lines += [f"  {shown(t['name']):32} {t['type']:6} {t['shape']}" for t in value]
+        else:
+            lines.append(f"{name.replace('_', ' '):18} {shown(value)}")
+    return "\n".join(lines)
+
+
+def checked(files: Iterable[dict[str, Any]]) -> str:
+    """The problems of each file, or a line that says there are none."""
+    return "\n".join(
+        "\n".join(facts["problems"])
+        or f"{shown(facts['file'])}: ok, {facts['tensors']} tensors, {size(facts['bytes'])}"
+        for facts in files
+    )
+
+
 def planned(facts: dict[str, Any]) -> str:
     """What `plan` found, a line each."""
     fixed = typed_size(facts["state_bytes"], facts["state_type"])

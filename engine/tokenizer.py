@@ -152,6 +152,10 @@ class Tokenizer:
         text = b"".join(self.piece(token, skip_special) for token in ids).decode("utf-8", "replace")
         return text.removeprefix(" ") if self._strips_space else text
 
+    def shown(self, token: int) -> str:
+        """The text of one id, for a reader: bytes that are no text by themselves are escaped."""
+        return self.piece(token, skip_special=False).decode("utf-8", "backslashreplace")
+
     def piece(self, token: int, skip_special: bool = True) -> bytes:
         """The bytes one id adds to a stream; pieces may end inside a character."""
         if self.kind == "none":

@@ -1,0 +1,39 @@
+"""How commands end: errors that a user can mend are one sentence, and Ctrl-C has a status."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import warnings
+from typing import Any
+
+import click
+
+from ..kernels.errors import KeelbackError
+from .faults import explain_bus_errors
+from .printing import notice
+
+#: The exit status after Ctrl-C.
+INTERRUPTED = 130
+
+
+class Commands(click.Group):
+    """A group whose commands turn errors that a user can mend into one sentence and status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        explain_bus_errors()
+        warnings.showwarning = lambda message, *_: notice(str(message))
+        try:
+            return super().invoke(ctx)
+        except KeelbackError as error:
+            raise click.ClickException(str(error)) from None
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            what = error.filename or "the output cannot be written"
+            raise click.ClickException(f"{what}: {error.strerror}") from None
+        except MemoryError:
+            raise click.ClickException("there is not enough memory for this model") from None
