@@ -12,7 +12,7 @@ from .jit import inline
 from .linear import BLOCK, RECORD
 from .panel_blocks import BYTES, HALVES, VECTOR, ahead
 from .panel_superblocks import SUPERBLOCK
-from .tile_dots import FETCHED, add_nibbles, add_products, block_dots, dot, weighed
+from .tile_dots import FETCHED, add_halves, add_products, block_dots, dot, weighed
 from .tiles import no_ints, spread_ints, zeros
 from .unpacking import load_bytes, six_bits, threes, top_bits, twos
 
@@ -166,7 +166,7 @@ def q2_k(tokens):
             for _ in range(opaque(8)):
                 first = dots_twos(start(), at, x, step)
                 second = dots_twos(start(), at + VECTOR, x + BLOCK // 2, step)
-                total = add_nibbles(total, first, second, scales, d, dmin, record, step)
+                total = add_halves(total, first, second, scales, d, dmin, record, step)
                 scales, record = scales + 2 * BYTES, record + RECORD
                 at, x = at + 2 * VECTOR, x + BLOCK
             panel = at

@@ -67,26 +67,21 @@ def load_powers(_typing, address):
 # ---- products
 
 
-def _dot(signed: bool) -> Any:
-    @intrinsic
-    def dot(_typing, total, weights, x, step):
-        def emit(context, builder, signature, args):
-            before, weights, x, step = args
-            return each(
-                builder, total,
-                lambda token: emit_dot(
-                    builder, builder.extract_value(before, token), weights,
-                    spread_at(builder, at_token(builder, x, step, token), _I32), isa().name, signed,
-                ),
-            )  # fmt: skip
+@intrinsic
+def dot(_typing, total, weights, x, step):
+    """Every token's 4 bytes at x + token * step meet the weights, which are below 64."""
 
-        return total(total, u8x64, types.int64, types.int64), emit
+    def emit(context, builder, signature, args):
+        before, weights, x, step = args
 
-    return dot
+        def one(token: int) -> ir.Value:
+            four = spread_at(builder, at_token(builder, x, step, token), _I32)
+            sums = builder.extract_value(before, token)
+            return emit_dot(builder, sums, weights, four, isa().name, signed=False)
 
+        return each(builder, total, one)
 
-#: (tile, weights, x, step) -> tile: every token's 4 bytes at x + token * step meet the weights.
-dot, dot_signed = _dot(False), _dot(True)
+    return total(total, u8x64, types.int64, types.int64), emit
 
 
 def block_dots(
@@ -94,8 +89,8 @@ def block_dots(
 ) -> Any:
     """A function (tile, weights, x, step) -> tile: groups of a block meet 4 bytes each of x.
 
-    weights: address of the block's vectors, which are asked for AHEAD of their use. x: the first
-    token's 32 bytes.
+    weights: address of the block's vectors; with `fetches` those that come AHEAD bytes later are
+    asked for. x: the first token's 32 bytes. signed: weights that `emit_dot` calls so.
     """
 
     @intrinsic
@@ -208,7 +203,7 @@ add_shifted, add_affine = _affine(1), _affine(-1)
 
 
 @intrinsic
-def add_nibbles(_typing, total, a, b, nibbles, d, dmin, x, step):
+def add_halves(_typing, total, a, b, nibbles, d, dmin, x, step):
     """total + (d * (a * scale + b * scale) + dmin * (a's sum * min + b's sum * min)) * scale of x.
 
     a, b: integer tiles, the halves of a block. nibbles: address of 16 bytes for each of them, with
