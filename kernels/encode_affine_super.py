@@ -1,6 +1,6 @@
 """Superblocks of blocks with a scale and an offset each, both whole multiples of shared ones.
 
-A value is D s q - M m: D and M are halves, s and m whole numbers of each block, q one of each value.
+A value is D s q - M m: D and M are halves, s and m whole numbers of a block, q one of the value.
 Every block's best scale and offset are found first. Their scales decide D, then the offsets that
 suit the rounded scales decide M. From then on everything is what is stored: every block tries the
 neighbours of its s, each with the m that suits it, and D and M solve the least squares of the whole

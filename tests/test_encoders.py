@@ -212,6 +212,31 @@ def test_what_cannot_be_written_is_refused_with_a_sentence():
                 encode(values, block)
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [np.ones(WIDTH - 1), np.ones((1, WIDTH)), np.full(WIDTH, np.inf), np.full(WIDTH, -1.0)],
+)
+def test_importance_that_is_none_is_refused(columns):
+    with pytest.raises(InvalidInput, match=f"importance has to be {WIDTH} finite numbers"):
+        encode(weights(rows=1), BY_NAME["Q6_K"], columns.astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(2, 288), (256,), (1, 2, 256)])
+def test_rows_that_do_not_divide_into_blocks_are_refused(shape):
+    with pytest.raises(InvalidInput, match="are no rows of Q4_K, whose blocks hold 256"):
+        encode(np.zeros(shape, np.float32), BY_NAME["Q4_K"])
+
+
+def test_scales_of_mxfp4_are_the_reference_s_from_the_smallest_to_the_largest():
+    values = weights(rows=1).reshape(-1, 32) * 2.0 ** np.linspace(-112, 120, WIDTH // 32)[:, None]
+    values = np.concatenate([values, np.full((4, 32), 2)]).astype(np.float32)
+    # The logarithm of some is rounded up to a whole number; others lie on the edge of two codes.
+    values[-4:, :4] = np.nextafter(np.float32([[2], [2**-9], [4096], [1]]), np.float32(0))
+    values[-3:, 8:16] *= np.arange(8, dtype=np.float32) / 8
+    expected = quants.quantize(values, GGMLQuantizationType.MXFP4)
+    assert np.array_equal(encode(values, BY_NAME["MXFP4"]), expected)
+
+
 def test_kernels_are_compiled_at_once_and_before_they_are_needed(monkeypatch):
     asked = []
     monkeypatch.setattr(encoders, "addresses", lambda kernels, *told: asked.append(kernels))
