@@ -12,15 +12,11 @@ from ..kernels.errors import InvalidFile
 from ..kernels.formats.blocks import BlockFormat
 from ..kernels.formats.finite import not_finite
 from .ahead import Task
-from .encoders import encode
+from .encoders import LIMITS, encode
 from .plan import Part, Tensor
 
 #: Bytes of float32 that are encoded at once: few enough to stay in a processor's cache.
 CHUNK_BYTES = 1 << 20
-
-#: The largest value of a type: of those with scales in float16 what each of them can hold.
-_LIMIT = 65504.0
-_LIMITS = {"F32": math.inf, "BF16": 3.38e38, "Q8_0": 127 * _LIMIT}
 
 
 def size_of(shape: tuple[int, ...], kind: BlockFormat) -> int:
@@ -69,7 +65,7 @@ def encoded(
     largest = max(-float(values.min()), float(values.max()))
     if not math.isfinite(largest):  # so it is also beside a NaN
         raise _not_finite(name)
-    if largest > _LIMITS.get(kind.name, _LIMIT):
+    if largest > LIMITS.get(kind, largest):
         raise InvalidFile(f"a value of {name} is too large for {kind.name}; choose the type F32")
     if importance is None:
         result = encode(values, kind)

@@ -20,7 +20,6 @@ import pytest
 
 import llamafiles
 from keelback.convert.edit import split, stored
-from keelback.convert.mixture import Wishes
 from keelback.convert.quantize import Quantization
 from keelback.kernels.formats import blocks
 from keelback.kernels.formats.gguf import GGUF
@@ -86,13 +85,12 @@ def test_what_llamacpp_quantizes_runs_alike_in_both(
     compare_widened(name, kind, path, quantized(path, tmp_path / "f32.gguf", 0))
 
 
-@pytest.mark.parametrize("plain", [True, False], ids=["plain", "recurrence spared"])
 @pytest.mark.parametrize("kind", [*QUANTIZED, *WRITTEN])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_keelback_quantizes_runs_alike_in_both(
-    files: Files, tmp_path: Path, name: str, kind: str, plain: bool
+    files: Files, tmp_path: Path, name: str, kind: str
 ) -> None:
-    path = Quantization(files.ours(name), kind, Wishes(plain=plain)).write(tmp_path / "x.gguf")
+    path = Quantization(files.ours(name), kind).write(tmp_path / "x.gguf")
     compare_widened(name, kind, path, quantized(path, tmp_path / "f32.gguf", 0))
 
 
