@@ -86,10 +86,8 @@ def draw(path: str, title: str, lines: dict[str, list[Bucket]]) -> None:
         colour = _COLOURS[i % len(_COLOURS)]
         upper = [scale.point(b, b.estimate.mean + 2 * b.estimate.error) for b in line]
         lower = [scale.point(b, b.estimate.mean - 2 * b.estimate.error) for b in line]
-        band, middle = (
-            " ".join(upper + lower[::-1]),
-            [scale.point(b, b.estimate.mean) for b in line],
-        )
+        middle = [scale.point(b, b.estimate.mean) for b in line]
+        band = " ".join(upper + lower[::-1])
         parts.append(f'<polygon points="{band}" fill="{colour}" fill-opacity="0.15"/>')
         parts.append(
             f'<polyline points="{" ".join(middle)}" fill="none" stroke="{colour}" '

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels.errors import InvalidInput, printable
+from ..kernels.files import check_target
 from .backend import MAX_ROWS, Progress
 from .curve import Bucket, check_picture, curve, draw
 from .divergence import diverge, summary
@@ -58,7 +59,7 @@ class Task:
 
     def check(self) -> None:
         """Raise InvalidInput for what cannot be meant, before a model is loaded."""
-        numbers = {"--chunks": self.chunks, "--tokens": self.tokens, "-b": self.batch}
+        numbers = {"--chunks": self.chunks, "--tokens": self.tokens}
         for flag, value in numbers.items():
             if value is not None and value < 1:
                 raise InvalidInput(f"{flag} {value} measures nothing; give 1 or more")
@@ -75,6 +76,8 @@ class Task:
             raise InvalidInput("there is no text to measure; give a file (-f) or a pipe")
         if self.plot is not None:
             check_picture(self.plot)
+        if self.base is not None and not self.compare:
+            check_target(self.base)
 
     @property
     def chunk_size(self) -> int | None:

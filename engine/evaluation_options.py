@@ -16,7 +16,8 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
         click.option(
-            *("-b", "--batch-size", "batch"), type=int, default=512, show_default=True,
+            *("-b", "--batch-size", "batch"),
+            type=click.IntRange(min=1), metavar="N", default=512, show_default=True,
             help="Tokens of a forward, at most 512; fewer where the vocabulary is large.",
         ),
         click.option(

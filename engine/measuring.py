@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..kernels.errors import InvalidInput
 from ..kernels.files import check_target
 from ..kernels.formats import imatrix
 from .arguments import one_of
@@ -25,6 +26,7 @@ def perplexity(options: dict[str, Any]) -> bool:
     text = "" if options["compare"] else _text(options)
     task = Task(text, **{name: options[name] for name in names})
     task.check()
+    _check_written(options, None if task.compare else task.base, task.plot)
     model = _open(options)
     with bars() as report:
         found = evaluate(model, task, report, None if options["as_json"] else running_list)
@@ -42,6 +44,7 @@ def collect_imatrix(options: dict[str, Any]) -> bool:
         return False
     text, head, target = _text(options), options["head"], Path(options["target"])
     check_target(target)
+    _check_written(options, options["target"])
     watched: dict[str, Any] = {}
     model = _open(options, amend=lambda graph: watched.update(watch(graph, head)))
     chunks = chunks_of(model, text, options["chunk"], options["chunks"], options["special"])
@@ -57,6 +60,15 @@ def collect_imatrix(options: dict[str, Any]) -> bool:
 
 def _text(options: dict[str, Any]) -> str:
     return read_prompt(None, options["text_file"], needed=False)
+
+
+def _check_written(options: dict[str, Any], *targets: str | None) -> None:
+    """Raise InvalidInput where a file would be written over one that is read."""
+    read = [options["text_file"], options["model"], options["model_option"]]
+    there = [Path(name) for name in read if name and Path(name).exists()]
+    for target in targets:
+        if target and Path(target).exists() and any(map(Path(target).samefile, there)):
+            raise InvalidInput(f"{target} is read here; name another file to write")
 
 
 def _open(options: dict[str, Any], **more: Any) -> Model:

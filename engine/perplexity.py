@@ -102,10 +102,12 @@ def chunked(model: Model, ids: np.ndarray, size: int, rows: int | None = None) -
 
 
 def _group(model: Model, chunks: np.ndarray, step: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Read chunks beside each other; yields which one, from which row on, and logits."""
+    """Read chunks beside each other; yields which one, from which row on, and logits.
+
+    Where there are several, `step` is longer than they are: each comes in one piece.
+    """
     read = begun(model, chunks)
     size = read.shape[1]
-    step = max(step, size) if len(read) > 1 else step
     states: list = [None] * len(read)
     # No logits are wanted of the first half, so that its forwards need no limit of their own.
     for start, end in _pieces(0, size // 2, MAX_ROWS):

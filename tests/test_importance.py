@@ -192,6 +192,20 @@ def test_statistics_say_what_a_quantizer_would_like_to_know(tmp_path: Path):
     assert one["evenness"] == 0 and one["largest"] == 1
 
 
+def test_no_file_is_written_over_one_that_is_read(tmp_path: Path):
+    text = tmp_path / "text.svg"
+    text.write_text(WORDS)
+    read = ["-f", str(text), "-c", "32"]
+    for command in (
+        ["imatrix", "-o"],
+        ["perplexity", "--kl-divergence-base"],
+        ["perplexity", "--plot"],
+    ):
+        done = CliRunner().invoke(main, [*command, str(text), *read])
+        assert done.exit_code == 1 and "text.svg is read here" in done.stderr
+    assert text.read_text() == WORDS
+
+
 BAD = {
     "no text": ((), "there is no text to collect from"),
     "a short text": (("-f", __file__, "-c", "1000000"), "too short"),

@@ -376,6 +376,7 @@ BAD = {
     "no such model": (("nowhere.gguf", "-f", __file__), "nowhere.gguf"),
     "a chunk of two": (("-f", __file__, "-c", "2"), "give -c 3 or more"),
     "no chunks": (("-f", __file__, "--chunks", "0"), "--chunks 0"),
+    "a base in no folder": (("-f", __file__, "--kl-divergence-base", "no/x"), "no is no folder"),
     "no tokens": (("-f", __file__, "--tokens", "-3"), "--tokens -3"),
     "one token": (("-f", __file__, "--tokens", "1"), "too few"),
     "chunks that are longer": (("-f", __file__, "-c", "1000000"), "too few"),
