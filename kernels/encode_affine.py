@@ -21,7 +21,7 @@ _F = np.float32
 #: A system whose determinant is less than this, relative to its terms, has no solution.
 SINGULAR = _F(1e-6)
 #: Times that a search rounds and solves, from each of its beginnings.
-ROUNDS = 3
+ROUNDS = 6
 
 
 class Affine(NamedTuple):

@@ -88,11 +88,11 @@ def _scaled(size, lowest, highest, starts, trim, blocks=1, most=0) -> Scaled:
     return Scaled(size, lowest, highest, single, starts, first, _F(trim), blocks, _F(most))
 
 
-Q4_1, Q5_1 = _affine(32, 15, 6, 0.4), _affine(32, 31, 6, 0.5)
-Q4_K, Q5_K = _affine(32, 15, 6, 0.4, 8, 63), _affine(32, 31, 6, 0.5, 8, 63)
-Q2_K = _affine(16, 3, 4, 0.25, 16, 15)
+Q4_1, Q5_1 = _affine(32, 15, 4, 0.6), _affine(32, 31, 4, 0.8)
+Q4_K, Q5_K = _affine(32, 15, 4, 0.6, 8, 63), _affine(32, 31, 4, 0.8, 8, 63)
+Q2_K = _affine(16, 3, 4, 0.4, 16, 15)
 Q4_0, Q5_0 = _scaled(32, -8, 7, 12, 0.02), _scaled(32, -16, 15, 12, 0.02)
-Q3_K, Q6_K = _scaled(16, -4, 3, 8, 0.05, 16, 32), _scaled(16, -32, 31, 8, 0.01, 16, 128)
+Q3_K, Q6_K = _scaled(16, -4, 3, 8, 0.08, 16, 32), _scaled(16, -32, 31, 8, 0.015, 16, 128)
 IQ4_NL, IQ4_XS = _scaled(32, -127, 113, 12, 0.02), _scaled(32, -127, 113, 8, 0.02, 8, 32)
 MXFP4 = _scaled(32, -12, 12, 0, 0)
 #: The least scale of MXFP4 that is tried, where the largest magnitude is from 1 to 2, and how many.

@@ -103,8 +103,9 @@ def normalize(x, elements):
 def weigh(x, weights, elements):
     """Multiply weights of columns by what an error of a value counts for its size.
 
-    That is (8 x'**2 + x**2)**0.5, where x' is typical of the block: large values matter somewhat
-    more, for they meet large activations more often than chance would have it.
+    That is (8 x'**2 + x**2)**0.5, where x' is the root of the block's mean square: large values
+    count somewhat more, and on trained models that was as good as anything between none of it and
+    much more of it.
     """
     total = splat(ZERO)
     for i in range(opaque(elements)):

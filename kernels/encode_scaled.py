@@ -24,7 +24,7 @@ from .jit import inline
 
 _F = np.float32
 #: Times that a search rounds and divides, from each of its beginnings.
-FIT_ROUNDS = 3
+FIT_ROUNDS = 4
 #: Times that all s and D are found anew.
 ROUNDS = 4
 
