@@ -29,7 +29,7 @@ def load_strip(count: int) -> Any:
         def emit(context, builder, signature, args):
             def one(index: int) -> ir.Value:
                 at = builder.add(args[0], _I64(_NBYTES * index))
-                return builder.load(pointer_to(builder, at, _VECTOR), align=4)
+                return builder.load(pointer_to(builder, at, _VECTOR), align=1)
 
             return each(builder, strip, one)
 
@@ -46,7 +46,7 @@ def store_strip(_typing, strip, address):
         for index in range(strip.tokens):
             at = builder.add(args[1], _I64(_NBYTES * index))
             value = builder.extract_value(args[0], index)
-            builder.store(value, pointer_to(builder, at, _VECTOR), align=4)
+            builder.store(value, pointer_to(builder, at, _VECTOR), align=1)
         return context.get_dummy_value()
 
     return types.void(strip, types.int64), emit

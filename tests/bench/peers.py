@@ -1,6 +1,6 @@
 """keelback beside its peers: the same file, the same threads, turn by turn.
 
-    python tests/bench/peers.py [speed|formats|start|memory|depth|long|busy|help|all] [options]
+    python tests/bench/peers.py [speed|formats|start|memory|depth|long|states|busy|help|all] [...]
 
 `speed` (the default) alternates bursts of prefill and decode between keelback and every peer that
 is installed, and probes the memory's read bandwidth beside them; compare the ratios and the shares
@@ -197,6 +197,7 @@ MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "memory": lambda options: processes.memory(options, files(options)),
     "depth": lambda options: processes.depth(options, files(options)),
     "long": lambda options: processes.long(options, files(options)),
+    "states": lambda options: processes.states(options, files(options)),
     "busy": lambda options: processes.busy(options, files(options)),
     "help": processes.help_page,
 }

@@ -2,9 +2,9 @@
 
     python players.py ENGINE MODEL THREADS [TOKENS]
 
-TOKENS are what a peer's context has to hold. Engines: keelback, llama_cpp, ik_llama_cpp,
-llama-bench, transformers, and `probe`, which reads memory. Between commands a process waits for its
-input and leaves the processors alone.
+TOKENS are what a peer's context has to hold. Engines: keelback (also with states of
+another type, as keelback-bf16), llama_cpp, ik_llama_cpp, llama-bench, transformers, and `probe`,
+which reads memory. Between commands a process waits for its input and leaves the processors alone.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def tokens(count: int, vocabulary: int, first: int = 0) -> list[int]:
 class Keelback:
     """States are kept by name, so that one that is deep in a text is reached once."""
 
-    def __init__(self, path: str, threads: int, context: int) -> None:
+    def __init__(self, path: str, threads: int, context: int, state_type: str = "f32") -> None:
         from keelback.engine.bandwidth import moved_bytes
         from keelback.engine.model import Model
 
-        self.model = Model(path, threads)
+        self.model = Model(path, threads, state_type=state_type)
         self.vocabulary = self.model.vocabulary
         per_token = self.model.layout.bytes_per_token
         self.facts = {"moved_bytes": moved_bytes(self.model), "bytes_per_token": per_token}
@@ -201,6 +201,8 @@ def answer(engine: Any, command: dict[str, Any]) -> dict[str, Any]:
 
 ENGINES: dict[str, Any] = {
     "keelback": Keelback,
+    "keelback-bf16": lambda *arguments: Keelback(*arguments, "bf16"),
+    "keelback-int8": lambda *arguments: Keelback(*arguments, "int8"),
     "llama_cpp": Llama,
     "ik_llama_cpp": lambda *arguments: Llama(*arguments, "ik_llama_cpp"),
     "llama-bench": LlamaBench,

@@ -1,4 +1,4 @@
-"""What whole processes take: starting, memory, deep texts, a busy machine, `--help`."""
+"""What whole processes take: starting, memory, deep texts, types of states, a busy machine."""
 
 from __future__ import annotations
 
@@ -164,6 +164,51 @@ def long(options: argparse.Namespace, files: Files) -> list[dict[str, Any]]:
                     f"{taken[i] / 1e6:.0f} MB more"
                 )
     return rows
+
+
+def states(options: argparse.Namespace, files: Files) -> list[dict[str, Any]]:
+    """Speed with states in BF16 and INT8 over speed with float32, turn by turn."""
+    rows = []
+    names = ["keelback", "keelback-bf16", "keelback-int8"]
+    for model, kind, path in files:
+        for threads in map(int, options.threads):
+            with engines(names, path, threads, options.pythons) as (running, _):
+                for engine in running:
+                    engine.prefill(options.prompt)
+                decode, prefill = _rounds(running, options)
+                moved = [engine.facts["moved_bytes"] for engine in running]
+            for i, name in enumerate(names):
+                ratios = [turn[0] / turn[i] for turn in decode]
+                low, high = interval(ratios)
+                reading = median(turn[0] / turn[i] for turn in prefill)
+                speed = BURST / median(turn[i] for turn in decode)
+                rows.append(
+                    {"model": model, "type": kind, "threads": threads, "engine": name,
+                     "tokens_per_second": speed, "ratio": median(ratios), "low": low, "high": high,
+                     "prefill_ratio": reading, "moved_bytes_per_token": moved[i]}
+                )  # fmt: skip
+                options.say(
+                    f"{model:12} {kind:7} {threads:2} {name:13} {speed:6.1f} tokens/s, ratio "
+                    f"{median(ratios):.3f} (95 %: {low:.3f} to {high:.3f}), prefill {reading:.2f}, "
+                    f"{moved[i] / 1e6:.0f} MB a token"
+                )
+    return rows
+
+
+def _rounds(
+    running: list[Engine], options: argparse.Namespace
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Seconds of bursts of decode, and of prompts: a list a round, a number an engine."""
+    decode, prefill = [], []
+    for turn in range(max(8, 2 * options.repeat)):
+        seconds = [0.0] * len(running)
+        # Now in this order, now in the other one.
+        for i in range(len(running))[:: 1 if turn % 2 else -1]:
+            seconds[i] = _burst_from(running[i], "fresh")
+        decode.append(seconds)
+        if turn < options.repeat:
+            prefill.append([engine.prefill(options.prompt) for engine in running])
+    return decode, prefill
 
 
 def _burst_from(engine: Engine, state: str) -> float:
