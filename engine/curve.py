@@ -59,11 +59,11 @@ def curve(positions: np.ndarray, values: np.ndarray, even: bool = False) -> list
     return buckets
 
 
-def sparkline(buckets: Sequence[Bucket]) -> str:
-    """A letter a bucket, the higher the larger its mean."""
-    means = np.array([bucket.estimate.mean for bucket in buckets])
-    low, high = means.min(), means.max()
-    heights = (means - low) / (high - low) * (len(_BARS) - 1) if high > low else 0 * means
+def sparkline(values: Sequence[float], low: float | None = None) -> str:
+    """A letter a value, the higher the larger; `low` is the lowest letter's, else the smallest."""
+    points = np.array(values)
+    low, high = points.min() if low is None else low, points.max()
+    heights = (points - low) / (high - low) * (len(_BARS) - 1) if high > low else 0 * points
     return "".join(_BARS[round(height)] for height in heights)
 
 

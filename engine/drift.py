@@ -17,7 +17,9 @@ import numpy as np
 from ..kernels.errors import InvalidInput
 from ..kernels.statetypes import F32, STATE_TYPES
 from .backend import Progress
+from .curve import sparkline
 from .model import Model
+from .perplexity import compare, likelihoods
 from .printing import shown, size
 from .state import State
 
@@ -25,8 +27,8 @@ from .state import State
 _ROWS = 128
 #: Parts of the text that are told apart, and tokens of a part at least.
 PARTS, _LEAST = 20, 64
-#: Tokens of a block: differences of neighbours are alike, so errors are those of means of blocks.
-BLOCK = 256
+#: Tokens of a block by which a part's error is found.
+_PART_BLOCK = 32
 
 Notice = Callable[[str], None]
 
@@ -45,7 +47,7 @@ class Reader:
     def read(self, ids: np.ndarray, targets: np.ndarray) -> None:
         """Go on through the text, `targets` being what comes behind each id."""
         rows, _ = self.model.forward(ids, self.state, logits="all")
-        self.losses.append(_losses(rows[: len(targets)], targets))
+        self.losses.append(likelihoods(rows, targets))
 
     def compare(self, exact: State) -> None:
         """How far the states are from those in float32, relative to these: by tensor and in all."""
@@ -119,34 +121,22 @@ def _read(readers: Sequence[Reader], ids: np.ndarray, progress: Progress) -> lis
 
 def _facts(reader: Reader, exact: Reader, ends: Sequence[int]) -> dict[str, Any]:
     losses = np.concatenate(reader.losses)
-    more = losses - np.concatenate(exact.losses)
+    wanted = np.concatenate(exact.losses)
+    more = compare(losses, wanted)
     spans = list(zip([0, *ends], ends, strict=False))
+    parts = [compare(losses[a:b], wanted[a:b], _PART_BLOCK) for a, b in spans]
     return {
         "type": reader.kind,
         "state_bytes": reader.model.layout.fixed_bytes,
         "perplexity": math.exp(losses.mean()),
-        "difference": float(more.mean()),
-        "difference_error": _error(more),
+        "difference": more.mean,
+        "difference_error": more.error,
         "perplexity_by_position": [math.exp(losses[a:b].mean()) for a, b in spans],
-        "difference_by_position": [float(more[a:b].mean()) for a, b in spans],
-        "difference_error_by_position": [_error(more[a:b], 32) for a, b in spans],
+        "difference_by_position": [part.mean for part in parts],
+        "difference_error_by_position": [part.error for part in parts],
         "state_error_by_position": reader.total,
         "state_error_by_tensor": reader.errors,
     }
-
-
-def _losses(rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Negative log-likelihoods in nats: logits (R, vocabulary), ids (R,) -> (R,) float64."""
-    rows = rows.astype(np.float64)
-    largest = rows.max(axis=1, keepdims=True)
-    sums = np.log(np.exp(rows - largest).sum(axis=1)) + largest[:, 0]
-    return sums - rows[np.arange(len(targets)), targets]
-
-
-def _error(values: np.ndarray, block: int = BLOCK) -> float:
-    """The standard error of a mean, from means of blocks."""
-    means = [part.mean() for part in np.split(values, range(block, len(values), block))]
-    return float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else 0.0
 
 
 def _ratio(off: float, norm: float) -> float:
@@ -154,17 +144,6 @@ def _ratio(off: float, norm: float) -> float:
 
 
 # ---- as a table
-
-_BARS = "▁▂▃▄▅▆▇█"
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """A curve from 0 to its largest value as a line of text."""
-    largest = max(values, default=0.0)
-    steps = [
-        int(value / largest * (len(_BARS) - 1) + 0.5) if largest > 0 else 0 for value in values
-    ]
-    return "".join(_BARS[max(0, step)] for step in steps)
 
 
 def table(facts: dict[str, Any]) -> str:
@@ -181,7 +160,7 @@ def table(facts: dict[str, Any]) -> str:
         line = f"{row['type']:{wide}} {size(row['state_bytes']):>11} {row['perplexity']:>11.4f}"
         if row["type"] != F32.name:
             line += f" {row['difference']:+9.5f} ± {row['difference_error']:.5f}  "
-            line += f"{errors[0]:7.2%} {sparkline(errors)} {errors[-1]:7.2%}"
+            line += f"{errors[0]:7.2%} {sparkline(errors, 0)} {errors[-1]:7.2%}"
         lines.append(line)
     head = " ".join(f"{row['type']:>13}" for row in types)
     lines.append(f"\n{'perplexity to token':20} {head}")

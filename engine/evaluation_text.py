@@ -7,8 +7,7 @@ from typing import Any
 import click
 
 from ..kernels.errors import printable
-from .curve import Bucket, sparkline
-from .perplexity import Estimate
+from .curve import sparkline
 
 _WIDTH = 26
 
@@ -35,13 +34,9 @@ def found_lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _curve_line(points: list[dict[str, Any]]) -> str:
-    buckets = [
-        Bucket(point["first"], point["last"], Estimate(point["count"], point["nll"], 0))
-        for point in points
-    ]
-    first, last = points[0], points[-1]
+    line, first, last = sparkline([point["nll"] for point in points]), points[0], points[-1]
     return (
-        f"nats by position: {first['nll']:.2f} {sparkline(buckets)} {last['nll']:.2f}  "
+        f"nats by position: {first['nll']:.2f} {line} {last['nll']:.2f}  "
         f"({first['first']} to {last['last']}; the last from {last['first']} on)"
     )
 

@@ -285,9 +285,13 @@ def test_a_curve_holds_every_token_once():
         assert buckets[0].first == 1 and buckets[-1].last == 999
         assert all(a.last + 1 == b.first for a, b in pairwise(buckets))
         assert sum(bucket.estimate.count for bucket in buckets) == len(values)
-        drawn = sparkline(buckets)
+        drawn = sparkline([bucket.estimate.mean for bucket in buckets])
         assert drawn[0] == "▁" and drawn[-1] == "█" and len(drawn) == len(buckets)
-    assert sparkline(curve(np.array([1, 2]), np.array([3.0, 3.0]))) == "▁▁"
+
+
+def test_a_sparkline_rises_from_its_least_value_or_from_zero():
+    assert sparkline([3.0, 3.0]) == "▁▁" and sparkline([1, 2, 8]) == "▁▂█"
+    assert sparkline([4, 4], 0) == "██" and sparkline([0, 0], 0) == "▁▁"
 
 
 def test_figures_and_picture_of_one_pass(demo: Model, ids: np.ndarray, tmp_path: Path):

@@ -19,7 +19,6 @@ import tiny
 from harness import Machine, Tensors, poison
 from keelback.cli import main
 from keelback.engine import snapshot as snapshots
-from keelback.engine.drift import sparkline
 from keelback.engine.model import Model
 from keelback.engine.state import State
 from keelback.kernels.statetypes import BF16, F32, INT8, STATE_TYPES, StateType
@@ -325,7 +324,3 @@ def test_drift_needs_a_text(tmp_path: Path):
     assert done.exit_code == 1 and "longer one" in done.output
     done = drift("--text", str(tmp_path / "none"))
     assert done.exit_code == 1 and "cannot be read" in done.output
-
-
-def test_a_sparkline_rises_from_zero():
-    assert sparkline([0, 1, 2, 4]) == "▁▃▅█" and sparkline([]) == "" and sparkline([0]) == "▁"
