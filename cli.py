@@ -354,15 +354,18 @@ def quantize_command(source: str, target: str, kind: str, **options: Any) -> Non
     """
     from .convert.quantize import Quantization, wishes
     from .engine.cpu import check_threads
+    from .engine.measuring import costs
 
     dry, threads = options["dry_run"], check_threads(options["threads"])
     work = Quantization(
         source, kind, wishes(options), options["imatrix"], options["allow_requantize"]
     )
+    facts = work.facts()
+    if options["text"] is not None:
+        facts["report"] = costs(source, work.roundings(notice), options["text"], threads)
     if not dry:
         with bar("quantizing") as report:
             work.write(target, threads, notice, report)
-    facts = work.facts()
     click.echo(json.dumps(facts, indent=2) if options["as_json"] else quantized(facts, dry))
 
 

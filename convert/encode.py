@@ -101,9 +101,10 @@ def _read(
     count: int,
 ) -> memoryview:
     """Rows that change their type; `before` numbers of the tensor come from other parts."""
-    # Rows of the source may be other ones than those of the tensor, of which blocks are made.
-    width = tensor.shape[-1] if kind.elements > 1 else part.width
-    values = np.ascontiguousarray(part.read(first, count), np.float32).reshape(-1, width)
+    # Blocks are made of the tensor's rows, which the source may have cut otherwise. What becomes no
+    # blocks may be a piece of a row.
+    values, width = np.ascontiguousarray(part.read(first, count), np.float32), tensor.shape[-1]
+    values = values.reshape((-1, width) if kind.elements > 1 else (1, -1))
     begin, rows = (before + first * part.width) // width, math.prod(tensor.shape[-2:-1])
     return encoded(tensor.name, values, kind, importance, begin, rows)
 

@@ -157,6 +157,34 @@ class Quantization:
             ],
         }
 
+    def roundings(
+        self, notice: Callable[[str], None] = lambda text: None
+    ) -> list[tuple[str, str, int, Callable[[], tuple[np.ndarray, float]]]]:
+        """Of each tensor that is rounded: its name, type and bytes to be, and what rounds it.
+
+        That returns the tensor's bytes (uint8) in the type that it has, with the values that the
+        new one leaves, and their relative L2 error. Raises InvalidInput where a tensor is rounded
+        already, which what was lost cannot be told from.
+        """
+        importance = self._importance(notice)
+        rounded = [c for c in self.changes if c.is_encoded and is_rounded(c.block)]
+        for change in rounded:
+            if is_rounded(change.info.block):
+                raise InvalidInput(
+                    f"{self.file.path} holds {change.info.name} as {change.info.block.name}; a "
+                    "report needs an F16, BF16 or F32 file"
+                )
+        prepare({change.block for change in rounded}, notice)
+        return [
+            (
+                change.info.name,
+                change.block.name,
+                change.nbytes,
+                partial(_rounded, self.file, change, importance.get(change.info.name)),
+            )
+            for change in rounded
+        ]
+
     def _importance(self, notice: Callable[[str], None]) -> dict[str, np.ndarray]:
         if self._weighing is None:
             return {}
@@ -193,6 +221,21 @@ def _copied(file: GGUF, info: TensorInfo, start: int, nbytes: int) -> memoryview
             f"the values of {info.name} are not finite; the file is damaged, or the training failed"
         )
     return data
+
+
+def _rounded(file: GGUF, change: Change, importance: np.ndarray | None) -> tuple[np.ndarray, float]:
+    info, width = change.info, change.info.shape[-1]
+    row_bytes, off, norm = info.block.row_bytes(width), 0.0, 0.0
+    result = np.empty(info.nbytes, np.uint8)
+    for first, count in spans(math.prod(info.shape[:-1]), width):
+        span = slice(first * row_bytes, (first + count) * row_bytes)
+        data = np.frombuffer(_encoded(file, change, importance, first, count), np.uint8)
+        values = blocks.dequantize(data, change.block, (count, width))
+        result[span] = blocks.quantize(values, info.block).reshape(-1)
+        exact = blocks.dequantize(file.data(info)[span], info.block, (count, width))
+        off += float(np.square(values - exact, dtype=np.float64).sum())
+        norm += float(np.square(exact, dtype=np.float64).sum())
+    return result, math.sqrt(off / norm) if norm else 0.0
 
 
 def _encoded(

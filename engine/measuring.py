@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from .evaluation_text import found_lines, running_list, statistics_lines
 from .importance import chunks_of, collect, statistics, unseen, watch
 from .model import Model
 from .printing import bars, notice, written
-from .terminal import read_prompt
+from .report import Rounding, report
+from .terminal import read_file, read_prompt
 
 
 def perplexity(options: dict[str, Any]) -> bool:
@@ -56,6 +58,15 @@ def collect_imatrix(options: dict[str, Any]) -> bool:
     imatrix.write(target, found)
     click.echo(f"{written(target)}, {found.chunks} chunks of {found.chunk_size}")
     return interrupted
+
+
+def costs(
+    path: str, roundings: Iterable[tuple[Any, ...]], file: str, threads: int
+) -> list[dict[str, Any]]:
+    """What each rounding of a quantization costs over the text of a file; see `report`."""
+    text, wanted = read_file(file), [Rounding(*parts) for parts in roundings]
+    with bars() as shown:
+        return report(path, wanted, text, threads, notice, shown)
 
 
 def _text(options: dict[str, Any]) -> str:

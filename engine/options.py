@@ -348,6 +348,10 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--allow-requantize", is_flag=True, help="Also round what was rounded before."
             ),
             click.option("--dry-run", is_flag=True, help="Show what tensors would become."),
+            click.option(
+                "--report", "text", metavar="FILE",
+                help="Show what each tensor's type costs over the text of FILE, which comes first.",
+            ),
             click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
             click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         ]

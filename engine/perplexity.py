@@ -20,6 +20,7 @@ from .backend import MAX_ROWS
 
 if TYPE_CHECKING:
     from .model import Model
+    from .state import State
 
 #: Bytes of logits that a forward of ours leaves behind at most.
 _LOGITS = 64 << 20
@@ -77,9 +78,15 @@ def rows_at_once(vocabulary: int, wanted: int = MAX_ROWS) -> int:
     return max(1, min(wanted, MAX_ROWS, _LOGITS // (4 * vocabulary)))
 
 
-def carried(model: Model, ids: np.ndarray, rows: int | None = None) -> Iterator[Rows]:
-    """Read ids (T,) from first to last, T >= 2, with one state; foretells all but the first."""
-    state, step = model.new_state(), rows or rows_at_once(model.vocabulary)
+def carried(
+    model: Model, ids: np.ndarray, rows: int | None = None, state: State | None = None
+) -> Iterator[Rows]:
+    """Read ids (T,) from first to last, T >= 2, with one state; foretells all but the first.
+
+    state: the one to advance, else a new one.
+    """
+    state = model.new_state() if state is None else state
+    step = rows or rows_at_once(model.vocabulary)
     for start in range(0, len(ids) - 1, step):
         end = min(start + step, len(ids) - 1)
         logits, _ = model.forward(ids[start:end], state, logits="all")
@@ -143,6 +150,12 @@ def normaliser(row: np.ndarray) -> float:
     """What has to be subtracted from logits (vocabulary,) to make them log-probabilities."""
     largest = row.max()
     return float(largest) + math.log(np.exp(row - largest).sum(dtype=np.float64))
+
+
+def log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Of rows of logits: (R, vocabulary) float32."""
+    totals = np.array([normaliser(row) for row in logits], np.float32)
+    return logits - totals[:, None]
 
 
 def scores(model: Model, ids: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -150,7 +150,19 @@ def quantized(facts: dict[str, Any], tensors: bool) -> str:
         for when in ("_before", "")
     )
     last = f"{shown(facts['file'])}: {facts['type']}, {' -> '.join(sizes)}"
-    return "\n".join([*rows * tensors, last])
+    return "\n".join([*rows * tensors, *_costs(facts.get("report", [])), last])
+
+
+def _costs(rows: list[dict[str, Any]]) -> list[str]:
+    """What each tensor's type costs over a text, a line a tensor."""
+    lines = [f"{'tensor':40} {'type':6} {'size':>12} {'error':>8} {'KL':>20} {'state':>8}"]
+    for row in rows:
+        divergence = f"{row['kl']:.6f} ± {row['kl_error']:.6f}"
+        lines.append(
+            f"{shown(row['name']):40} {row['type']:6} {size(row['bytes']):>12} "
+            f"{row['error']:8.3%} {divergence:>20} {row['state_error']:8.3%}"
+        )
+    return lines if rows else []
 
 
 def listed(rows: list[dict[str, Any]]) -> str:
