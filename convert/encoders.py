@@ -132,7 +132,7 @@ def _to_mxfp4(values: np.ndarray) -> np.ndarray:
 
 def _kernel(name: str) -> tuple[str, str]:
     """Name and module of the kernel that searches for a type."""
-    return f"encode.{name.lower()}", "keelback.kernels.encode_cpu"
+    return f"encode.{name.lower()}", f"{encoding.__package__}.encode_cpu"
 
 
 def _weights(importance: np.ndarray, width: int) -> np.ndarray | None:

@@ -95,6 +95,8 @@ class Quantization:
         weights = [Weight(i.name, i.shape, i.block) for i in infos if blocks.readable(i.block)]
         types = types_of(weights, self.kind, Depth.of(self.file.metadata), wishes)
         self.changes = [Change(info, types.get(info.name, info.block)) for info in infos]
+        self._rounded = [c for c in self.changes if c.is_encoded and is_rounded(c.block)]
+        self._columns: dict[str, np.ndarray] | None = None
         twice = [c.info for c in self.changes if c.is_encoded and is_rounded(c.info.block)]
         if twice and not allow_requantize:
             raise InvalidInput(
@@ -167,7 +169,7 @@ class Quantization:
         already, which what was lost cannot be told from.
         """
         importance = self._importance(notice)
-        rounded = [c for c in self.changes if c.is_encoded and is_rounded(c.block)]
+        rounded = self._rounded
         for change in rounded:
             if is_rounded(change.info.block):
                 raise InvalidInput(
@@ -186,10 +188,11 @@ class Quantization:
         ]
 
     def _importance(self, notice: Callable[[str], None]) -> dict[str, np.ndarray]:
-        if self._weighing is None:
-            return {}
-        rounded = [c.info for c in self.changes if c.is_encoded and is_rounded(c.block)]
-        return self._weighing.of(((info.name, info.shape) for info in rounded), notice)
+        """What columns weigh, found once: a report and the file go by the same."""
+        if self._weighing is not None and self._columns is None:
+            infos = [change.info for change in self._rounded]
+            self._columns = self._weighing.of(((i.name, i.shape) for i in infos), notice)
+        return self._columns or {}
 
     def _entries(self) -> dict[str, Value]:
         """The pairs of the file, those of other parts left out, with what is new."""

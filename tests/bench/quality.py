@@ -28,7 +28,7 @@ from keelback.convert.quantize import Quantization
 from keelback.engine.divergence import diverge
 from keelback.engine.importance import chunks_of, collect, watch
 from keelback.engine.model import Model
-from keelback.engine.perplexity import carried, compare, estimate, normaliser
+from keelback.engine.perplexity import carried, compare, estimate, log_probabilities
 from keelback.kernels.formats import imatrix
 
 TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS"
@@ -127,12 +127,6 @@ def collected(path: Path, text: Path, most: int, target: Path) -> None:
 
 def opened(path: Path, **more: Any) -> Model:
     return Model(path, notice=lambda text: None, **more)
-
-
-def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Of rows of logits: (R, vocabulary) float32."""
-    totals = np.array([normaliser(row) for row in logits], np.float32)
-    return logits - totals[:, None]
 
 
 def arguments() -> argparse.Namespace:
