@@ -32,7 +32,7 @@ from .encode_scaled import Scaled, encoders
 from .encode_shared import STATE_FLOATS, M, S
 from .encoding import BLOCKS, BLOCKS_EACH, IMPORTANCE, SOURCE, TARGET
 from .float_bits import exponent
-from .formats.blocks import BY_NAME
+from .formats.blocks import BY_NAME, FLOATS, UNEVEN
 from .intrinsics import LANES, i64, load, opaque, splat, stack
 from .jit import inline, kernel
 from .lane_bits import store_low_bytes
@@ -68,10 +68,6 @@ def _encoder(name: str, tile) -> None:
             first += LANES
 
 
-#: The 16 numbers of IQ4_NL and IQ4_XS.
-IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-#: The magnitudes of MXFP4, twice as large as they are.
-MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12)
 #: An MXFP4 byte less this is a scale's exponent: it is halved, for the magnitudes are doubled.
 MXFP4_BIAS = 128
 
@@ -98,7 +94,7 @@ MXFP4 = _scaled(32, -12, 12, 0, 0)
 #: The least scale of MXFP4 that is tried, where the largest magnitude is from 1 to 2, and how many.
 MXFP4_LEAST, MXFP4_SCALES = _F(2.0**-4), 3
 
-_WHOLE, _IQ4, _FP4 = encoders(whole()), encoders(listed(IQ4_VALUES)), encoders(signed(MXFP4_VALUES))
+_WHOLE, _IQ4, _FP4 = encoders(whole()), encoders(listed(UNEVEN)), encoders(signed(FLOATS[:8]))
 _whole_super, _iq4_super, _fp4_powers = _WHOLE.superblock, _IQ4.superblock, _FP4.powers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .dots import TAKES_SIGNED
+from .formats.blocks import FLOATS, UNEVEN
 from .intrinsics import load_f16, prefetch
 from .jit import inline
 from .linear import BLOCK, RECORD
@@ -21,9 +22,6 @@ VECTOR = 64
 #: Bytes of 16 numbers.
 HALVES, BYTES = 32, 16
 
-#: What the codes of IQ4_NL and IQ4_XS stand for, and those of MXFP4, twice as much.
-UNEVEN = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-FLOATS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 #: Added to bytes that use all 8 bits, and to the latter, so that they are not below zero.
 SIGN, LEAST = 128, 12
 

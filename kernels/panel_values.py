@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from .formats.blocks import FLOATS, UNEVEN
 from .formats.panels import LANES, PANELS
 from .intrinsics import f16_at, f32, i8, i32
 from .jit import inline
-from .panel_blocks import FLOATS, UNEVEN
 
 FLOAT, VECTOR = 4, 4 * LANES
 F = np.float32

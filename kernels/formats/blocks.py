@@ -47,6 +47,10 @@ BY_CODE = {
 BY_NAME = {block.name: block for block in BY_CODE.values()}
 F32, F16, BF16, Q8_0 = (BY_NAME[name] for name in ("F32", "F16", "BF16", "Q8_0"))
 
+#: What the codes of IQ4_NL and IQ4_XS stand for, and those of MXFP4, twice as much.
+UNEVEN = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+FLOATS = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+
 #: Types of whole numbers, which meet activations that are rounded to whole numbers too.
 QUANTIZED = frozenset(
     BY_NAME[name]
