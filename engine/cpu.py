@@ -58,7 +58,7 @@ class CpuBackend:
         self._program.records[:, table.KERNEL] = [found[name] for name, _ in self._program.kernels]
         self._kernels = {name: found[name] for name, _ in KERNELS}
         self._arena = pages(self._program.arena_bytes).view(np.float32)
-        self._counters = np.zeros(len(self._program.records), np.int64)
+        self._counters = _counters(0, 0)
         # All threads spin on this counter: it has a cache line of its own.
         self._arrivals = aligned(16).view(np.int64)
         self._never = CancelFlag()
@@ -88,7 +88,6 @@ class CpuBackend:
         context = np.zeros(table.CONTEXT, np.int64)
         context[table.OPS] = len(self._program.records)
         context[table.BASES] = _address(self._bases)
-        context[table.COUNTERS] = _address(self._counters)
         context[table.BARRIER] = _address(self._arrivals)
         context[table.YIELD] = yield_address()
         context[table.PAGE_ROWS] = PAGE_ROWS
@@ -105,12 +104,15 @@ class CpuBackend:
         flag = self._never if cancel is None else cancel
         self._pack_more(len(batch.ids), flag)
         self._bases[table.LOGITS] = _address(logits)
+        if len(self._counters) < self.threads:
+            self._counters = _counters(self.threads, len(self._program.records))
         self._counters[:] = 0
         self._arrivals[:] = 0
         if len(self._scratch) < self.threads * self._program.scratch:
             self._scratch = pages(self.threads * self._program.scratch)
         context = self._context
         self._share(batch)
+        _set_counters(context, self._counters)
         context[table.SCRATCH] = _address(self._scratch)
         context[table.TOKENS], context[table.OUTPUT_COUNT] = len(batch.ids), len(batch.outputs)
         context[table.SEQUENCES] = len(batch.states)
@@ -148,8 +150,9 @@ class CpuBackend:
     def _pack(self, records: np.ndarray) -> None:
         """Play records of packing, which need no barriers and leave nothing to cancel."""
         context = self._context.copy()
-        counters = np.zeros(len(records), np.int64)
-        context[table.OPS], context[table.COUNTERS] = len(records), _address(counters)
+        counters = _counters(self.threads, len(records))
+        _set_counters(context, counters)
+        context[table.OPS] = len(records)
         context[table.CANCEL] = _address(self._never.cell)
         self._play(records, context)
 
@@ -166,6 +169,16 @@ def check_threads(threads: int | None) -> int:
             f"{threads!r} threads were asked for; give a number from 1 to {MAX_THREADS}"
         )
     return threads
+
+
+def _counters(threads: int, records: int) -> np.ndarray:
+    """Zeroed work counters of every thread, each thread's in lines of the cache of their own."""
+    padded = -(-records // 8) * 8
+    return aligned(2 * threads * padded).view(np.int64).reshape(threads, padded)
+
+
+def _set_counters(context: np.ndarray, counters: np.ndarray) -> None:
+    context[table.COUNTERS], context[table.COUNTERS_STEP] = _address(counters), counters.strides[0]
 
 
 def _address(array: np.ndarray) -> int:

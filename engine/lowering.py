@@ -108,14 +108,14 @@ class _Lowering:
 
     def program(self) -> Program:
         records = np.zeros((len(self.nodes), table.RECORD), np.int64)
-        pending: list[tuple[Span, bool]] = []
+        many, one = _Barriers(), _Barriers()
         kernels = []
         for index, (node, record) in enumerate(zip(self.nodes, records, strict=True)):
             touched = self._fill(node, record, index)
             record[table.COUNTER] = index
-            if _conflict(touched, pending):
-                record[table.WAIT], pending = 1, []
-            pending += touched
+            record[table.ALONE], record[table.MATRIX] = node.op.alone, _matrix_slot(node)
+            record[table.WAIT] = many.before(touched)
+            record[table.WAIT_ONE] = one.before(touched, node.op.alone)
             kernels.append((self._kernel(node), node.op.kernels))
             self.scratch = max(self.scratch, self._scratch(node))
         return Program(
@@ -227,6 +227,15 @@ def _whole_lines(nbytes: int) -> int:
     return -(-nbytes // _LINE) * _LINE
 
 
+def _matrix_slot(node: Node) -> int:
+    """The slot of the matrix that an op multiplies by, unless it is a stack; 0: there is none."""
+    met = {operand.against for operand in node.op.operands.values()}
+    for slot, name in enumerate(node.op.operands, 1):
+        if name in met and len(node.operands[name].shape) == 2:
+            return slot
+    return 0
+
+
 def _attributes(op: Op, attributes: dict[str, Any]) -> list[int]:
     """An op's numbers as int64: whole ones as such, others as the bits of a float64."""
     values = [(attributes[name], name in op.float_attributes) for name in op.attributes]
@@ -237,13 +246,27 @@ def _attributes(op: Op, attributes: dict[str, Any]) -> list[int]:
     ]
 
 
-def _conflict(touched: Sequence[tuple[Span, bool]], pending: Sequence[tuple[Span, bool]]) -> bool:
-    """Whether two accesses meet at a place and one of them writes: RAW, WAW, WAR."""
-    return any(
-        (writes or wrote) and span.overlaps(other)
-        for span, writes in touched
-        for other, wrote in pending
-    )
+class _Barriers:
+    """Finds the ops before which all threads have to wait for each other."""
+
+    def __init__(self) -> None:
+        #: What ops touch since the last barrier, whether they write, whether one thread runs them.
+        self._pending: list[tuple[Span, bool, bool]] = []
+
+    def before(self, touched: Sequence[tuple[Span, bool]], alone: bool = False) -> bool:
+        """Whether the next op needs one; alone: the first thread runs it, after what it ran before.
+
+        It does where two accesses meet at a place and one of them writes: RAW, WAW, WAR.
+        """
+        needed = any(
+            (writes or wrote) and not (alone and was_alone) and span.overlaps(other)
+            for span, writes in touched
+            for other, wrote, was_alone in self._pending
+        )
+        if needed:
+            self._pending = []
+        self._pending += [(span, writes, alone) for span, writes in touched]
+        return needed
 
 
 def place_buffers(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from . import table
-from .intrinsics import f64, i64
+from .intrinsics import LANES, f64, i64
 from .jit import inline
-from .processor import atomic_add, pause
+from .processor import atomic_add, atomic_load, pause
 
 OPERANDS, FIELDS = table.OPERANDS, table.OPERAND_FIELDS
 ATTRIBUTES, ROWS, COUNTER = table.ATTRIBUTES, table.ROWS, table.COUNTER
-PANELS = table.PANELS
+PANELS, MATRIX = table.PANELS, table.MATRIX
 BASES, STATES, OFFSETS, SEQUENCES = table.BASES, table.STATES, table.OFFSETS, table.SEQUENCES
 COUNTERS, POSITIONS, DELAY = table.COUNTERS, table.POSITIONS, table.DELAY
+COUNTERS_STEP = table.COUNTERS_STEP
 SCRATCH, SCRATCH_BYTES = table.SCRATCH, table.SCRATCH_BYTES
 PAGE_TABLES, PAGE_ROWS = table.PAGE_TABLES, table.PAGE_ROWS
 PARTIALS, SPAN_STRIDE, UNITS = table.PARTIALS, table.SPAN_STRIDE, table.UNITS
@@ -164,10 +165,62 @@ def claim_size(units, threads):
 
 
 @inline
+def pieces_of(op, threads):
+    """How the rows of an op's matrix are claimed: panels of a claim, and claims."""
+    panels = (width(op, 0) + LANES - 1) // LANES
+    size = claim_size(panels, threads)
+    return size, (panels + size - 1) // size
+
+
+@inline
+def matrix_share(op, context, thread, threads):
+    """Address of the first row that a thread reads of the op's matrix; 0: the op has none."""
+    slot = i64(op)[MATRIX]
+    if slot == 0:
+        return 0
+    size, pieces = pieces_of(op, threads)
+    first = share(pieces, thread, threads) * size * LANES
+    return address(op, context, slot) + first * stride(op, slot)
+
+
+@inline
 def claim(op, context):
     """The next block of this op that no thread has taken yet, from 0 up."""
     block = atomic_add(i64(context)[COUNTERS] + 8 * i64(op)[COUNTER], 1)
-    # A late block is what a missing barrier fails to wait for; one in eight keeps tests fast.
+    delay_some(op, context, block)
+    return block
+
+
+@inline
+def share(blocks, thread, threads):
+    """The first block of a thread's share, which ends where the next one's begins."""
+    return blocks * thread // threads
+
+
+@inline
+def claim_near(op, context, thread, threads, blocks):
+    """A block no thread has taken yet, of the thread's own share first; `blocks`: there is none.
+
+    A thread so meets the same parts of a state at every token, and finds them in its own caches.
+    One that is done takes from the others. Shares are whole pieces: what is fetched ahead of a
+    block's end is the thread's own.
+    """
+    for turn in range(threads):
+        owner = thread + turn if thread + turn < threads else thread + turn - threads
+        counter = i64(context)[COUNTERS] + owner * i64(context)[COUNTERS_STEP]
+        counter += 8 * i64(op)[COUNTER]
+        first, end = share(blocks, owner, threads), share(blocks, owner + 1, threads)
+        # Looking first leaves the line where it is.
+        if first + atomic_load(counter) < end:
+            block = first + atomic_add(counter, 1)
+            if block < end:
+                delay_some(op, context, block)
+                return block
+    return blocks
+
+
+@inline
+def delay_some(op, context, block):
+    """A late block is what a missing barrier fails to wait for; one in eight keeps tests fast."""
     if i64(context)[DELAY] != 0 and (block + i64(context)[DELAY]) & 7 == 0:
         delay(i64(context)[DELAY], i64(op)[COUNTER], block)
-    return block

@@ -6,7 +6,7 @@ import numpy as np
 
 from .access import (
     address,
-    claim,
+    claim_near,
     first_row,
     integer,
     present,
@@ -76,8 +76,9 @@ def causal_conv(op, context, thread, threads):
     strip = columns if many else STRIP
     strips = (columns + strip - 1) // strip
     row_blocks = (rows(op, context) + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK if many else 1
-    block = claim(op, context)
-    while block < row_blocks * strips * sequences(context):
+    blocks = row_blocks * strips * sequences(context)
+    block = claim_near(op, context, thread, threads, blocks)
+    while block < blocks:
         sequence, start = block // (row_blocks * strips), block % strips * strip
         end = min(columns, start + strip)
         first, after = first_row(context, sequence), first_row(context, sequence + 1)
@@ -101,4 +102,4 @@ def causal_conv(op, context, thread, threads):
         # Only the first rows look at the window, and they have done so.
         if begin == first:
             move_window(x, step, window, columns, first, after, taps, start, end)
-        block = claim(op, context)
+        block = claim_near(op, context, thread, threads, blocks)

@@ -14,6 +14,7 @@ from . import panel_products, row_products
 from .access import (
     address,
     claim,
+    claim_near,
     claim_size,
     in_panels,
     integer,
@@ -209,8 +210,9 @@ def _linear(name, product, ready):
         pieces = (panels + size - 1) // size
         each = LANES * ((panels + pieces - 1) // pieces)
         matrix = (LANES * panels if in_panels(op) else outputs) * stride(op, WEIGHT)
-        block = claim(op, context)
-        while block < count * pieces:
+        blocks = count * pieces
+        block = claim_near(op, context, thread, threads, blocks)
+        while block < blocks:
             expert, row = whole(chosen, block // pieces), block % pieces * each
             weight = address(op, context, WEIGHT) + expert * matrix
             begin, end = whole(ends, expert), whole(ends, expert + 1)
@@ -218,7 +220,7 @@ def _linear(name, product, ready):
                 together, at = min(GATHERED, end - begin), pairs + FLOAT * begin
                 meet(op, context, thread, weight, at, together, row, min(outputs, row + each))
                 begin += together
-            block = claim(op, context)
+            block = claim_near(op, context, thread, threads, blocks)
 
 
 for _name, _product in row_products.PRODUCTS.items():

@@ -9,9 +9,10 @@ from . import panel_products, row_products
 from .access import (
     address,
     claim,
-    claim_size,
+    claim_near,
     in_panels,
     integer,
+    pieces_of,
     present,
     rows,
     scratch_of,
@@ -97,19 +98,19 @@ def _linear(name, product, ready):
         )
         outputs, columns, count = width(op, OUT), width(op, WEIGHT), rows(op, context)
         bias = address(op, context, BIAS) if present(op, BIAS) else 0
-        units, row_bytes = (outputs + LANES - 1) // LANES, stride(op, WEIGHT)
-        group = claim_size(units, threads)
-        block = claim(op, context)
-        while block * group < units:
-            for index in range(block * group, min(units, (block + 1) * group)):
-                first = LANES * index
+        row_bytes = stride(op, WEIGHT)
+        panels, pieces = pieces_of(op, threads)
+        block = claim_near(op, context, thread, threads, pieces)
+        while block < pieces:
+            begin = block * panels * LANES
+            for first in range(begin, min(outputs, begin + panels * LANES), LANES):
                 lanes, source = min(LANES, outputs - first), weight + first * row_bytes
                 source = ready(op, source, row_bytes, scratch_of(context, thread), lanes)
                 unit(
                     source, row_bytes, x, stride(op, X), columns, out + FLOAT * first,
                     stride(op, OUT), bias + FLOAT * first if bias != 0 else 0, lanes, count,
                 )  # fmt: skip
-            block = claim(op, context)
+            block = claim_near(op, context, thread, threads, pieces)
 
 
 for _name, _product in row_products.PRODUCTS.items():

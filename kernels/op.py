@@ -151,6 +151,12 @@ class Op:
         return _floats(self.define) & set(self.attributes)
 
     @property
+    def alone(self) -> bool:
+        """Whether one row is so little work that one thread had better do it alone."""
+        large = (Kind.MATRIX, Kind.STATE, Kind.CACHE)
+        return not any(operand.kind in large for operand in self.operands.values())
+
+    @property
     def stateful(self) -> bool:
         """Whether the op walks each sequence's rows in order."""
         return any(operand.kind in (Kind.STATE, Kind.CACHE) for operand in self.operands.values())

@@ -13,7 +13,7 @@ from . import dither as dithers
 from . import recurrence as definitions
 from .access import (
     address,
-    claim,
+    claim_near,
     first_row,
     integer,
     position,
@@ -34,7 +34,10 @@ from .strips import first_lane, fraction_of, larger, less, plus_scaled, product,
 from .tiles import zeros
 
 OUT, Q, K, V, DT, BETA, STATE, A, D = range(9)
-FLOAT = 4
+FLOAT, LINE = 4, 64
+#: Bytes between what is read and what is asked for. The delta rule, which first passes over a head
+#: to sum, finds it in the cache.
+AHEAD = 4096
 GROUPED, DECAYED = definitions.GROUPED, definitions.DECAYED
 COLUMNS = definitions.STRIP
 #: Vectors side by side where a head has columns enough.
@@ -69,13 +72,24 @@ def _decays(erases):
     return fill
 
 
+def _fetch(nbytes):
+    """A function: ask for so many bytes from an address on."""
+
+    @inline
+    def fetch(address):
+        for line in range(0, nbytes, LINE):
+            prefetch(address + line)
+
+    return fetch
+
+
 def _at_once(per_key, erases, kind, count):
     """Two functions for a state of type `kind` whose values are rounded one by one.
 
     What the delta rule sums up is over the state as it was kept.
     """
     recall, keep = columns_of(kind, count, count > 1)
-    nothing = zeros(count)
+    nothing, fetch = zeros(count), _fetch(step_of(kind) * LANES * count)
 
     @inline
     def stored(state, step, scales, keys, d_key, lanes):
@@ -96,6 +110,8 @@ def _at_once(per_key, erases, kind, count):
             if per_key:
                 decay = f32(decays)[key]
             at = state + key * step
+            if not erases:
+                fetch(at + AHEAD)
             updated = plus_scaled(scaled(recall(at, lanes), decay), write, f32(keys)[key])
             kept = keep(updated, at, lanes, place + (key * ROW_STEP & dither), dither)
             out = plus_scaled(out, updated, f32(queries)[key])
@@ -245,8 +261,9 @@ def _recurrence(decay, erase, kind):
         decays = scratch_of(context, thread)
         products = decays + decay_memory(d_key)[0]
         work = decays + (decay_memory(d_key)[1] if per_key else 0)
-        block = claim(op, context)
-        while block < sequences(context) * heads * pieces:
+        blocks = sequences(context) * heads * pieces
+        block = claim_near(op, context, thread, threads, blocks)
+        while block < blocks:
             sequence, head = block // (heads * pieces), block // pieces % heads
             key_head = head // (heads // key_heads) if mapping == GROUPED else head % key_heads
             column = block % pieces * columns
@@ -260,7 +277,7 @@ def _recurrence(decay, erase, kind):
                     min(d_value, column + columns), decays, products, work,
                 )  # fmt: skip
                 first = last
-            block = claim(op, context)
+            block = claim_near(op, context, thread, threads, blocks)
 
 
 for _decay in ("head", "key"):

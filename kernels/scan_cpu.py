@@ -7,7 +7,7 @@ import numpy as np
 from . import dither as dithers
 from .access import (
     address,
-    claim,
+    claim_near,
     claim_size,
     first_row,
     integer,
@@ -141,8 +141,9 @@ def _scan(kind):
         group = claim_size(strips, threads)
         groups = (strips + group - 1) // group
         work = scratch_of(context, thread)
-        block = claim(op, context)
-        while block < groups * sequences(context):
+        blocks = groups * sequences(context)
+        block = claim_near(op, context, thread, threads, blocks)
+        while block < blocks:
             sequence, begin = block // groups, block % groups * group
             for strip in range(begin, min(strips, begin + group)):
                 first = LANES * strip
@@ -150,7 +151,7 @@ def _scan(kind):
                     whole(op, context, sequence, first, LANES, work)
                 else:
                     part(op, context, sequence, first, columns - first, work)
-            block = claim(op, context)
+            block = claim_near(op, context, thread, threads, blocks)
 
 
 for _kind in KERNELS:

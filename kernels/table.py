@@ -15,7 +15,10 @@ WAIT = 1  # 1: wait for all threads before this op
 COUNTER = 2  # which work counter its blocks are claimed from
 ROWS = 3  # context field with the number of rows
 PANELS = 4  # 1: the op's matrix lies in panels; 0: its rows are as in the file
-OPERANDS = 5
+ALONE = 5  # 1: in a forward of one row the op is the first thread's alone
+WAIT_ONE = 6  # as WAIT, in a forward of one row
+MATRIX = 7  # slot of the matrix whose rows are all read, or 0
+OPERANDS = 8
 OPERAND_FIELDS = 4
 MAX_OPERANDS = 12
 # Attributes: whole numbers as such, others as the bits of a float64.
@@ -48,7 +51,7 @@ PAGE_ROWS = 8  # tokens a page holds
 IDS_ADDRESS = 9  # address of T token ids
 OUTPUT_ADDRESS = 10  # address of R row numbers
 BASES = 11  # address of the base addresses
-COUNTERS = 12  # address of the work counters, zero at the start of a call
+COUNTERS = 12  # address of every thread's work counters, zero at the start of a call
 BARRIER = 13  # address of the arrivals counter, zero at the start of a call
 CANCEL = 14  # address of the cancel flag
 YIELD = 15  # address of a function that gives up the processor, or 0
@@ -58,6 +61,7 @@ SCRATCH_BYTES = 18  # bytes each thread has there
 PARTIALS = 19  # address of what spans of rows have come to, for threads that share a row
 SPAN_STRIDE = 20  # spans that there is room for of every row there; 0: threads share no row
 UNITS = 21  # address of counters of spans that are done, zero before and after every op
+COUNTERS_STEP = 22  # bytes from one thread's work counters to the next one's
 CONTEXT = 32
 
 # The board on which the leader posts what workers walk: a line of the cache for each group.

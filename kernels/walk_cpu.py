@@ -7,8 +7,8 @@ the leader changes when there is a new table to walk.
 from __future__ import annotations
 
 from . import table
-from .access import delay
-from .intrinsics import i64
+from .access import delay, matrix_share
+from .intrinsics import i64, prefetch
 from .jit import inline, kernel
 from .processor import (
     atomic_add,
@@ -22,6 +22,7 @@ from .processor import (
 )
 
 KERNEL, WAIT, RECORD_BYTES = table.KERNEL, table.WAIT, 8 * table.RECORD
+ALONE, WAIT_ONE, TOKENS = table.ALONE, table.WAIT_ONE, table.TOKENS
 OPS, BARRIER, CANCEL, DELAY = table.OPS, table.BARRIER, table.CANCEL, table.DELAY
 YIELD = table.YIELD
 TURN, PROGRAM, CALL, DONE = table.TURN, table.PROGRAM, table.CALL, table.DONE
@@ -31,6 +32,8 @@ MOST_THREADS = (1 << THREAD_BITS) - 1
 
 #: Pauses before a waiting thread gives up the processor: about 20 microseconds.
 SPINS = 600
+#: Bytes of a matrix that a waiting thread asks for at a time, and how often.
+FETCH, FETCHES = 256, 128
 #: Turns of an idle worker's wait, most of them giving up the processor: 1 or 2 milliseconds.
 PATIENCE = 4000
 
@@ -45,11 +48,17 @@ def wait_a_little(turns, give_up):
 
 
 @inline
-def wait_for(context, arrivals):
-    """Wait until `arrivals` threads have come; False when the call was cancelled."""
+def wait_for(context, arrivals, ahead):
+    """Wait until `arrivals` threads have come; False when the call was cancelled.
+
+    ahead: what is read next, which comes into the cache meanwhile.
+    """
     barrier, cancel, give_up = i64(context)[BARRIER], i64(context)[CANCEL], i64(context)[YIELD]
     turns = 0
     while atomic_load(barrier) < arrivals:
+        if ahead != 0 and turns < FETCHES:
+            for line in range(0, FETCH, 64):
+                prefetch(ahead + turns * FETCH + line)
         if atomic_load(cancel) != 0:
             return False
         turns += 1
@@ -59,19 +68,25 @@ def wait_for(context, arrivals):
 
 @inline
 def walk(program, context, thread, threads):
-    """Call the kernels in turn. Ends early, with all threads, when the call is cancelled."""
+    """Call the kernels in turn. Ends early, with all threads, when the call is cancelled.
+
+    In a forward of one row the first thread goes through all that is small alone, without waiting
+    for the others from op to op.
+    """
     mode = flush_denormals()
-    waits = 0
+    one, waits = i64(context)[TOKENS] == 1, 0
     for index in range(i64(context)[OPS]):
         op = program + index * RECORD_BYTES
-        if i64(op)[WAIT] != 0:
+        if i64(op)[WAIT_ONE if one else WAIT] != 0:
             waits += 1
             atomic_add(i64(context)[BARRIER], 1)
-            if not wait_for(context, waits * threads):
+            ahead = matrix_share(op, context, thread, threads)
+            if not wait_for(context, waits * threads, ahead):
                 break
         if i64(context)[DELAY] != 0:
             delay(i64(context)[DELAY], index, thread)
-        call_kernel(i64(op)[KERNEL], op, context, thread, threads)
+        if thread == 0 or not one or i64(op)[ALONE] == 0:
+            call_kernel(i64(op)[KERNEL], op, context, thread, threads)
     restore_denormals(mode)
 
 

@@ -194,13 +194,10 @@ def test_scores_that_are_no_numbers_name_experts_that_exist():
 # ---- barriers
 
 
-def waits(graph: Graph, tensors: Tensors) -> list[int]:
+def waits(graph: Graph, tensors: Tensors, field: int = table.WAIT) -> list[int]:
     """The WAIT flags of all ops but the last, the `select` that graphs end in."""
-    return (
-        lower(graph, WeightStore(tensors, no_notice), Layout.of(graph), 4)
-        .records[:-1, table.WAIT]
-        .tolist()
-    )
+    program = lower(graph, WeightStore(tensors, no_notice), Layout.of(graph), 4)
+    return program.records[:-1, field].tolist()
 
 
 def inputs(*widths: int) -> tuple[Graph, Tensors, list[Value]]:
@@ -226,6 +223,16 @@ def test_independent_inputs_are_read_without_a_barrier_between_them():
     a, b = g.silu(x), g.silu(y)
     g.finish(g.select(g.add(g.add(a, b), g.add(x, y))))
     assert waits(g, tensors)[:5] == [0, 0, 1, 0, 1]
+
+
+def test_small_ops_of_one_row_do_not_wait_for_each_other():
+    g, tensors, (x,) = inputs(16)
+    weight = tensors.add("w", np.zeros((16, 16), np.float32))
+    y = g.linear(g.silu(g.sigmoid(x)), weight, width=16)
+    g.finish(g.select(g.add(g.silu(y), x)))
+    assert waits(g, tensors) == [0, 1, 1, 1, 1, 1]
+    assert waits(g, tensors, table.WAIT_ONE) == [0, 1, 0, 1, 1, 0]
+    assert waits(g, tensors, table.ALONE) == [0, 1, 1, 0, 1, 1]
 
 
 def test_an_op_that_takes_over_the_bytes_of_a_buffer_waits_for_its_readers():
@@ -305,6 +312,25 @@ def check_program(graph: Graph, store: WeightStore) -> Program:
     program = lower(graph, store, Layout.of(graph), MAX_ROWS)
     nodes = quantize_activations(graph, store.block_of)
     assert len(nodes) == len(program.records)
+    check_values(program, nodes)
+    check_one_row(program, nodes)
+    return program
+
+
+def check_one_row(program: Program, nodes: list[Node]) -> None:
+    """Of ops that no barrier of a forward of one row parts, only the first thread's may meet."""
+    since: list[tuple[int, Floats, Floats]] = []
+    for node, record in zip(nodes, program.records, strict=True):
+        reads, writes = _touched(node, record)
+        since = [] if record[table.WAIT_ONE] else since
+        for alone, read, written in since:
+            if not (alone and record[table.ALONE]):
+                assert not reads & written and not writes & (read | written), node.op.name
+        since.append((record[table.ALONE], reads, writes))
+
+
+def check_values(program: Program, nodes: list[Node]) -> None:
+    """What `check_program` says of a forward of many rows."""
     read: Floats = set()
     written: Floats = set()
     owner: dict[tuple[int, int], int] = {}
@@ -328,7 +354,6 @@ def check_program(graph: Graph, store: WeightStore) -> Program:
         end = program.arena_bytes // 4
         assert all(place < end for base, place in writes if base == table.ARENA)
         read, written = read | reads, written | writes
-    return program
 
 
 @pytest.mark.parametrize("outtype", ["f32", "q8_0"])
