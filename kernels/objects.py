@@ -7,6 +7,7 @@ compiled anew. `cache.py` describes the folder.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -110,17 +111,19 @@ def _compiled(
     folder, began, codes = _folder(), time.perf_counter(), {}
     folder.check(needed)
     notice(f"compiling {len(missing)} kernels for this processor (once, up to half a minute)")
-    from .jit import compile_kernel
+    # Most starts compile nothing, and importing what starts processes takes time.
+    from .crew import compile_kernels
 
-    for done, (name, module) in enumerate(missing):
-        if progress is not None:
-            progress(done, len(missing))
-        codes[name, module] = code = compile_kernel(name, module)
-        if _kept(module):
-            folder.write(name, code)
-            folder.check(needed)
     if progress is not None:
-        progress(len(missing), len(missing))
+        progress(0, len(missing))
+    with contextlib.closing(compile_kernels(missing)) as done:
+        for (name, module), code in done:
+            codes[name, module] = code
+            if _kept(module):
+                folder.write(name, code)
+                folder.check(needed)
+            if progress is not None:
+                progress(len(codes), len(missing))
     folder.tell(notice)
     _spent.append(time.perf_counter() - began)
     return codes
