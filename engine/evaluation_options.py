@@ -72,6 +72,10 @@ def imatrix_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Show what an importance matrix holds, and do nothing else.",
         ),
         click.option(
+            "--in-file", "added", metavar="FILE", multiple=True,
+            help="Add up with this importance matrix (repeatable); without a text, only such ones.",
+        ),
+        click.option(
             "--parse-special", "special", is_flag=True,
             help="Control tokens that the text spells are those tokens.",
         ),

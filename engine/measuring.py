@@ -44,20 +44,38 @@ def collect_imatrix(options: dict[str, Any]) -> bool:
         lines = [json.dumps(rows, indent=2)] if options["as_json"] else statistics_lines(rows)
         click.echo("\n".join(lines))
         return False
-    text, head, target = _text(options), options["head"], Path(options["target"])
+    text, target = _text(options), Path(options["target"])
     check_target(target)
     _check_written(options, options["target"])
-    watched: dict[str, Any] = {}
-    model = _open(options, amend=lambda graph: watched.update(watch(graph, head)))
-    chunks = chunks_of(model, text, options["chunk"], options["chunks"], options["special"])
-    with bars() as report:
-        found, interrupted = collect(model, watched, chunks, report, head, options["batch"])
-    found.datasets = [options["text_file"] or "-"]
+    # What cannot be added is refused before a long text is read.
+    found, interrupted = _added(imatrix.Importance(), options), False
+    if text or not options["added"]:
+        found, interrupted = _collected(options, text)
+        found = _added(found, options)
     for sentence in unseen(found):
         notice(sentence)
     imatrix.write(target, found)
     click.echo(f"{written(target)}, {found.chunks} chunks of {found.chunk_size}")
     return interrupted
+
+
+def _collected(options: dict[str, Any], text: str) -> tuple[imatrix.Importance, bool]:
+    """What a text lets see, and whether Ctrl-C has ended it early."""
+    watched: dict[str, Any] = {}
+    head = options["head"]
+    model = _open(options, amend=lambda graph: watched.update(watch(graph, head)))
+    chunks = chunks_of(model, text, options["chunk"], options["chunks"], options["special"])
+    with bars() as report:
+        found, interrupted = collect(model, watched, chunks, report, head, options["batch"])
+    found.datasets = [options["text_file"] or "-"]
+    return found, interrupted
+
+
+def _added(found: imatrix.Importance, options: dict[str, Any]) -> imatrix.Importance:
+    """Importance and that of the files which are to be added to it."""
+    for path in options["added"]:
+        found.add(path)
+    return found
 
 
 def costs(

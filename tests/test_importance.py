@@ -192,6 +192,43 @@ def test_statistics_say_what_a_quantizer_would_like_to_know(tmp_path: Path):
     assert one["evenness"] == 0 and one["largest"] == 1
 
 
+def run_imatrix(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(main, ["imatrix", *map(str, arguments)])
+
+
+def test_importance_of_several_texts_adds_up(tmp_path: Path):
+    (tmp_path / "a").write_text(WORDS)
+    (tmp_path / "b").write_text(WORDS[::-1])
+    for name in "ab":
+        size = ("-c", "32", "--chunks", "3")
+        done = run_imatrix("-f", tmp_path / name, "-o", tmp_path / f"{name}.gguf", *size)
+        assert done.exit_code == 0, done.stderr
+    a, b = (imatrix.read(tmp_path / f"{name}.gguf") for name in "ab")
+    added = ("--in-file", tmp_path / "a.gguf")
+    wanted = tmp_path / "ab.gguf"
+    for more in (("--in-file", tmp_path / "b.gguf"), ("-f", tmp_path / "b", "-c", "16")):
+        few = ("--chunks", "6") if "-c" in more else ()
+        done = run_imatrix(*added, *more, *few, "-o", wanted)
+        assert done.exit_code == 0, done.stderr
+        both = imatrix.read(wanted)
+        assert sorted(both.datasets) == [str(tmp_path / name) for name in "ab"]
+        assert both.chunks * both.chunk_size == 6 * 32
+        for name, sums in a.sums.items():
+            assert np.array_equal(both.counts[name], a.counts[name] + b.counts[name])
+            if not few:  # chunks of another length begin elsewhere
+                assert np.array_equal(both.sums[name], sums + b.sums[name])
+
+
+def test_importance_of_another_model_is_refused_before_anything_is_read(tmp_path: Path):
+    for name, width in (("a", 4), ("b", 8)):
+        found = Importance({"w": np.ones((1, width), np.float32)}, {"w": np.float32([1])})
+        imatrix.write(tmp_path / name, found)
+    both = ("--in-file", tmp_path / "a", "--in-file", tmp_path / "b", "-o", tmp_path / "c")
+    done = run_imatrix(*both, "-f", __file__)
+    assert done.exit_code == 1 and not (tmp_path / "c").exists()
+    assert "b knows w as 1 x 8 and not 1 x 4 columns" in done.stderr
+
+
 def test_no_file_is_written_over_one_that_is_read(tmp_path: Path):
     text = tmp_path / "text.svg"
     text.write_text(WORDS)

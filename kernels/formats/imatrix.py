@@ -54,6 +54,26 @@ class Importance:
         seen = counts > 0
         return np.where(seen, self.sums[name] / np.where(seen, counts, 1), np.float32(1))
 
+    def add(self, path: str | Path) -> None:
+        """Add what a file holds; raises InvalidInput where that is of another model."""
+        more = read(path)
+        for name, sums in more.sums.items():
+            mine, counts = self.sums.get(name), self.counts.get(name)
+            if mine is None or counts is None:
+                self.sums[name], self.counts[name] = sums, more.counts[name]
+            elif mine.shape == sums.shape:
+                self.sums[name], self.counts[name] = mine + sums, counts + more.counts[name]
+            else:
+                shapes = " and not ".join(f"{n} x {width}" for n, width in (sums.shape, mine.shape))
+                raise InvalidInput(
+                    f"{path} knows {name} as {shapes} columns as the others do; add up importance "
+                    "matrices of one model"
+                )
+        self.datasets += [text for text in more.datasets if text not in self.datasets]
+        self.chunk_size = self.chunk_size or more.chunk_size
+        # Chunks of another size count for as many tokens as they have.
+        self.chunks += round(more.chunks * more.chunk_size / max(1, self.chunk_size))
+
 
 def read(path: str | Path) -> Importance:
     """Read a file; raises InvalidFile when it is none, or contradicts itself."""
