@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,6 @@ def wishes(options: Mapping[str, Any]) -> Wishes:
         leave_output=options["leave_output_tensor"],
         pure=options["pure"],
         plain=options["plain"],
-        importance=options["imatrix"] is not None,
     )
 
 
@@ -93,6 +92,7 @@ class Quantization:
         self._weighing = None if imatrix is None else Weighing(imatrix)
         infos = self.file.tensors.values()
         weights = [Weight(i.name, i.shape, i.block) for i in infos if blocks.readable(i.block)]
+        wishes = replace(wishes, importance=imatrix is not None)
         types = types_of(weights, self.kind, Depth.of(self.file.metadata), wishes)
         self.changes = [Change(info, types.get(info.name, info.block)) for info in infos]
         self._rounded = [c for c in self.changes if c.is_encoded and is_rounded(c.block)]

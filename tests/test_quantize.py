@@ -164,9 +164,7 @@ def importance(**changes: Any) -> Importance:
 
 def test_importance_weighs_each_expert_by_its_own_columns(stack: Path, tmp_path: Path):
     imatrix.write(tmp_path / "i.gguf", found := importance())
-    path = quantized(
-        stack, tmp_path / "out.gguf", "Q4_K_S", Wishes(importance=True), imatrix=tmp_path / "i.gguf"
-    )
+    path = quantized(stack, tmp_path / "out.gguf", "Q4_K_S", imatrix=tmp_path / "i.gguf")
     pairs, data = content(path)
     for name in (EXPERTS, DENSE):
         matrices = np.atleast_3d(values_of(GGUF(stack), name))
@@ -215,10 +213,7 @@ def test_conversion_takes_an_importance_matrix(tiny_file: Callable, tmp_path: Pa
     found = Importance({"blk.0.ssm_in.weight": weights}, {"blk.0.ssm_in.weight": np.ones(1)})
     imatrix.write(path := tmp_path / "i.gguf", found)
     direct = convert(checkpoint, tmp_path / "direct.gguf", "q4_0", imatrix=path)
-    wishes = Wishes(importance=True)
-    later = quantized(
-        tiny_file("mamba-wide", "f32"), tmp_path / "later.gguf", "q4_0", wishes, imatrix=path
-    )
+    later = quantized(tiny_file("mamba-wide", "f32"), tmp_path / "later.gguf", "q4_0", imatrix=path)
     assert content(direct) == content(later)
 
 
