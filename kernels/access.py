@@ -165,6 +165,12 @@ def claim_size(units, threads):
 
 
 @inline
+def share(blocks, thread, threads):
+    """The first block of a thread's share, which ends where the next one's begins."""
+    return blocks * thread // threads
+
+
+@inline
 def pieces_of(op, threads):
     """How the rows of an op's matrix are claimed: panels of a claim, and claims."""
     panels = (width(op, 0) + LANES - 1) // LANES
@@ -184,17 +190,18 @@ def matrix_share(op, context, thread, threads):
 
 
 @inline
+def delay_some(op, context, block):
+    """A late block is what a missing barrier fails to wait for; one in eight keeps tests fast."""
+    if i64(context)[DELAY] != 0 and (block + i64(context)[DELAY]) & 7 == 0:
+        delay(i64(context)[DELAY], i64(op)[COUNTER], block)
+
+
+@inline
 def claim(op, context):
     """The next block of this op that no thread has taken yet, from 0 up."""
     block = atomic_add(i64(context)[COUNTERS] + 8 * i64(op)[COUNTER], 1)
     delay_some(op, context, block)
     return block
-
-
-@inline
-def share(blocks, thread, threads):
-    """The first block of a thread's share, which ends where the next one's begins."""
-    return blocks * thread // threads
 
 
 @inline
@@ -217,10 +224,3 @@ def claim_near(op, context, thread, threads, blocks):
                 delay_some(op, context, block)
                 return block
     return blocks
-
-
-@inline
-def delay_some(op, context, block):
-    """A late block is what a missing barrier fails to wait for; one in eight keeps tests fast."""
-    if i64(context)[DELAY] != 0 and (block + i64(context)[DELAY]) & 7 == 0:
-        delay(i64(context)[DELAY], i64(op)[COUNTER], block)

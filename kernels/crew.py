@@ -29,8 +29,10 @@ Kernel = tuple[str, str]
 
 
 def compile_kernels(kernels: list[Kernel]) -> Generator[tuple[Kernel, bytes], None, None]:
-    """Compile kernels, each given as (name, module); yields them with their object code, as they
-    get done."""
+    """Compile kernels, given as (name, module); yields each with its object code when it is done.
+
+    Processes that still help are ended with the generator.
+    """
     # Long sources take long; one of those should not be the last.
     waiting = deque(sorted(kernels, key=_source_size, reverse=True))
     done: SimpleQueue[tuple[Kernel, bytes] | None] = SimpleQueue()
