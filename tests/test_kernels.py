@@ -27,8 +27,9 @@ from keelback.kernels.op import FAMILIES, ShapeError, catalogue
 from keelback.models.graph import Graph
 
 TOLERANCE = 2e-6
-#: Where a state is rounded a last bit may make a step of it: such steps are few.
-ROUNDED = {"bf16": 3e-4, "int8": 1e-2}
+#: Where a state is rounded a last bit may make a step of it, which later tokens then carry on: such
+#: steps are few, up to three in a case on processors without a fused multiply-add.
+ROUNDED = {"bf16": 6e-4, "int8": 1e-2}
 
 
 @pytest.mark.parametrize("name", CASES)
