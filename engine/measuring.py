@@ -47,11 +47,12 @@ def collect_imatrix(options: dict[str, Any]) -> bool:
     text, target = _text(options), Path(options["target"])
     check_target(target)
     _check_written(options, options["target"])
+    more = [(imatrix.read(path), path) for path in options["added"]]
     # What cannot be added is refused before a long text is read.
-    found, interrupted = _added(imatrix.Importance(), options), False
-    if text or not options["added"]:
+    found, interrupted = _sum(imatrix.Importance(), more), False
+    if text or not more:
         found, interrupted = _collected(options, text)
-        found = _added(found, options)
+        found = _sum(found, more)
     for sentence in unseen(found):
         notice(sentence)
     imatrix.write(target, found)
@@ -71,10 +72,12 @@ def _collected(options: dict[str, Any], text: str) -> tuple[imatrix.Importance, 
     return found, interrupted
 
 
-def _added(found: imatrix.Importance, options: dict[str, Any]) -> imatrix.Importance:
-    """Importance and that of the files which are to be added to it."""
-    for path in options["added"]:
-        found.add(path)
+def _sum(
+    found: imatrix.Importance, more: Iterable[tuple[imatrix.Importance, str]]
+) -> imatrix.Importance:
+    """Importance and that of files, each with its path."""
+    for each, path in more:
+        found.add(each, path)
     return found
 
 

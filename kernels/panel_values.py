@@ -101,27 +101,28 @@ def mxfp4(panel, lane, values):
 
 
 @inline
-def q4_k(panel, lane, values):
-    d, dmin = f16_at(panel + 2 * lane), f16_at(panel + 2 * LANES + 2 * lane)
-    scales, weights = i8(panel + 4 * LANES + lane), panel + 20 * LANES + 4 * lane
-    for part in range(8):
-        scale, least = d * F(scales[2 * part * LANES]), dmin * F(scales[(2 * part + 1) * LANES])
-        for group in range(8):
-            for i in range(4):
-                q = byte(weights, part // 2 * 8 + group, i) >> part % 2 * 4 & 15
-                f32(values)[32 * part + 4 * group + i] = scale * F(q) - least
+def paired_nibble(weights, part, group, i):
+    return byte(weights, part // 2 * 8 + group, i) >> part % 2 * 4 & 15
 
 
 @inline
-def q5_k(panel, lane, values):
-    d, dmin = f16_at(panel + 2 * lane), f16_at(panel + 2 * LANES + 2 * lane)
-    scales, weights = i8(panel + 4 * LANES + lane), panel + 20 * LANES + 4 * lane
-    for part in range(8):
-        scale, least = d * F(scales[2 * part * LANES]), dmin * F(scales[(2 * part + 1) * LANES])
-        for group in range(8):
-            for i in range(4):
-                q = five(weights + 5 * VECTOR * part, group, i)
-                f32(values)[32 * part + 4 * group + i] = scale * F(q) - least
+def five_of_part(weights, part, group, i):
+    return five(weights + 5 * VECTOR * part, group, i)
+
+
+def _lowered(weight):
+    @inline
+    def decode(panel, lane, values):
+        d, dmin = f16_at(panel + 2 * lane), f16_at(panel + 2 * LANES + 2 * lane)
+        scales, weights = i8(panel + 4 * LANES + lane), panel + 20 * LANES + 4 * lane
+        for part in range(8):
+            scale, least = d * F(scales[2 * part * LANES]), dmin * F(scales[(2 * part + 1) * LANES])
+            for group in range(8):
+                for i in range(4):
+                    q = weight(weights, part, group, i)
+                    f32(values)[32 * part + 4 * group + i] = scale * F(q) - least
+
+    return decode
 
 
 @inline
@@ -175,7 +176,8 @@ def iq4_xs(panel, lane, values):
 _DECODERS = {
     "q8_0": q8_0, "q4_0": _one_scale(nibble, 8), "q4_1": _shifted(nibble),
     "q5_0": _one_scale(five, 16), "q5_1": _shifted(five), "iq4_nl": iq4_nl, "mxfp4": mxfp4,
-    "q2_k": q2_k, "q3_k": q3_k, "q4_k": q4_k, "q5_k": q5_k, "q6_k": q6_k, "iq4_xs": iq4_xs,
+    "q2_k": q2_k, "q3_k": q3_k, "q4_k": _lowered(paired_nibble),
+    "q5_k": _lowered(five_of_part), "q6_k": q6_k, "iq4_xs": iq4_xs,
 }  # fmt: skip
 #: By format: the decoder, and the columns of a superblock.
 VALUES = {

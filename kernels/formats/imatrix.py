@@ -54,9 +54,8 @@ class Importance:
         seen = counts > 0
         return np.where(seen, self.sums[name] / np.where(seen, counts, 1), np.float32(1))
 
-    def add(self, path: str | Path) -> None:
-        """Add what a file holds; raises InvalidInput where that is of another model."""
-        more = read(path)
+    def add(self, more: Importance, path: str | Path) -> None:
+        """Add what a file held; raises InvalidInput where that is of another model."""
         for name, sums in more.sums.items():
             mine, counts = self.sums.get(name), self.counts.get(name)
             if mine is None or counts is None:
