@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+
+from ..kernels.cores import processors
 
 Task = Callable[[], bytes | memoryview]
 #: Gives a tensor's tasks, in the order of its bytes.
@@ -21,7 +22,7 @@ class Ahead:
     """
 
     def __init__(self, work: Sequence[Tasks], threads: int | None = None) -> None:
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or processors()
         self._todo = ((index, task) for index, tasks in enumerate(work) for task in tasks())
         self._begun: deque[tuple[int, Future[bytes | memoryview]]] = deque()
         self._count = len(work)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..kernels.cores import processors
 from ..kernels.errors import InvalidInput
 from ..kernels.objects import compile_seconds
 from . import platform
@@ -96,7 +97,7 @@ def bench(plan: Plan, notice: Notice, progress: Progress) -> Iterator[dict[str, 
     """Rows, each as soon as it is measured. Raises InvalidInput before the first."""
     plan.check()
     for path in plan.models:
-        for threads in plan.threads or [platform.processors()]:
+        for threads in plan.threads or [processors()]:
             yield from _rows(plan, path, threads, notice, progress)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..kernels import table
 from ..kernels.attention import SPAN
+from ..kernels.cores import processors
 from ..kernels.errors import InvalidInput
 from ..kernels.objects import Notice, addresses, key
 from ..models.graph import Graph
@@ -17,7 +18,7 @@ from . import packing
 from .backend import MAX_ROWS, Batch, Progress
 from .footprint import Footprint, footprint
 from .lowering import lower
-from .platform import pages, processors, yield_address
+from .platform import pages, yield_address
 from .state import PAGE_ROWS, SHARED_ROWS, Layout, aligned
 from .threads import CancelFlag, pool
 from .weights import WeightStore

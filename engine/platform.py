@@ -1,11 +1,10 @@
-"""What differs between operating systems: processors, pages, memory's room and its peak."""
+"""What differs between operating systems: pages, memory's room and its peak."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import mmap
-import os
 import platform as machine
 import sys
 from collections.abc import Iterator
@@ -13,31 +12,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-
-
-def processors() -> int:
-    """Cores this process may use, by affinity and by its control group's quota; at least 1.
-
-    Two threads of one core share what kernels are made of, so they count once.
-    """
-    if hasattr(os, "sched_getaffinity"):
-        count = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
-    else:
-        count = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(count, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return max(1, count)
-
-
-def _siblings(cpu: int) -> str:
-    """Names the core that a processor is a thread of."""
-    try:
-        topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
-        return (topology / "thread_siblings_list").read_text()
-    except OSError:
-        return str(cpu)
 
 
 @cache

@@ -19,6 +19,8 @@ from collections.abc import Generator, Iterator
 from queue import SimpleQueue
 from typing import IO
 
+from .cores import processors
+
 #: Processes that help at most; each takes 200 MB for its compiler.
 MOST_HELPERS = 3
 #: Kernels for each process: its start takes as long as compiling one or two.
@@ -37,7 +39,7 @@ def compile_kernels(kernels: list[Kernel]) -> Generator[tuple[Kernel, bytes], No
     waiting = deque(sorted(kernels, key=_source_size, reverse=True))
     done: SimpleQueue[tuple[Kernel, bytes] | None] = SimpleQueue()
     with contextlib.ExitStack() as crew:
-        for _ in range(min(MOST_HELPERS, _cores() - 1, len(kernels) // ENOUGH - 1)):
+        for _ in range(min(MOST_HELPERS, processors() - 1, len(kernels) // ENOUGH - 1)):
             with contextlib.suppress(OSError):
                 crew.enter_context(_helping(waiting, done))
         from .jit import compile_kernel
@@ -133,9 +135,3 @@ def _next(waiting: deque[Kernel]) -> Kernel | None:
 def _source_size(kernel: Kernel) -> int:
     spec = importlib.util.find_spec(kernel[1])
     return os.stat(spec.origin).st_size if spec is not None and spec.origin is not None else 0
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -38,7 +38,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
         return processes[-1]
 
     monkeypatch.setattr(crew, "_start", note)
-    monkeypatch.setattr(crew, "_cores", lambda: 3)
+    monkeypatch.setattr(crew, "processors", lambda: 3)
     return processes
 
 
@@ -63,7 +63,7 @@ def test_a_helper_answers_with_object_code(started):
 def test_what_a_failing_helper_was_given_is_compiled_here(monkeypatch, program):
     pipe = subprocess.PIPE
     command = [sys.executable, "-c", PROGRAMS[program]]
-    monkeypatch.setattr(crew, "_cores", lambda: 2)
+    monkeypatch.setattr(crew, "processors", lambda: 2)
     monkeypatch.setattr(
         crew, "_start", lambda: subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
     )
@@ -75,7 +75,7 @@ def test_where_no_process_can_be_started_all_is_compiled_here(monkeypatch):
     def start() -> subprocess.Popen[bytes]:
         raise PermissionError
 
-    monkeypatch.setattr(crew, "_cores", lambda: 4)
+    monkeypatch.setattr(crew, "processors", lambda: 4)
     monkeypatch.setattr(crew, "_start", start)
     assert sorted(dict(crew.compile_kernels(KERNELS))) == sorted(KERNELS)
 
