@@ -18,6 +18,9 @@ FLOAT = 4
 ZERO, INFINITY = np.float32(0), np.float32(np.inf)
 #: Vectors of values that a grid of queries meets at once.
 ABREAST = 4
+#: Vectors of keys, or tokens, between two requests for what comes next. Requests are few and often,
+#: for a processor that is asked for some kilobytes at once forgets most of them.
+AT_ONCE = 4
 #: What a thread keeps of each of its queries: the largest score and the sum of weights of a span,
 #: what the last tile has scaled them by, and the same of all spans so far.
 LARGEST, TOTAL, KEPT, WHOLE_LARGEST, WHOLE_TOTAL = range(5)
@@ -85,9 +88,17 @@ def tile_of(key_kind, value_kind, queries):
         key_step, value_step = stride(op, KEYS), stride(op, VALUES)
         for token in range(low // together * together, high, together):
             at, total = keys + token * key_step, nothing()
-            fetch(values + token * value_step, together * value_step)
-            for index in range(d_key // LANES):
+            ahead, share = values + token * value_step, together * value_step // (d_key // LANES)
+            index = 0
+            while index + AT_ONCE <= d_key // LANES:
+                fetch(ahead + index * share, AT_ONCE * share)
+                for part in range(AT_ONCE):
+                    total = meet(total, q, q_step, at, key_step, index + part)
+                index += AT_ONCE
+            while index < d_key // LANES:
+                fetch(ahead + index * share, share)
                 total = meet(total, q, q_step, at, key_step, index)
+                index += 1
             put(total, scores + FLOAT * token, FLOAT * TILE)
         for i in range(queries):
             weigh(scores + FLOAT * TILE * i, low, high, stats, query + i)
@@ -95,12 +106,14 @@ def tile_of(key_kind, value_kind, queries):
         index = 0
         while index + ABREAST <= vectors:
             at = out + FLOAT * LANES * index
-            share = TILE * key_step // vectors * ABREAST
-            fetch(after + index // ABREAST * share, share)
+            share = key_step * ABREAST // vectors
+            ahead = after + index // ABREAST * TILE * share
             total = load_many(at, out_step, kept)
-            for token in range(low, high):
-                weights, row = scores + FLOAT * token, values + token * value_step
-                total = many(total, weights, FLOAT * TILE, row, index)
+            for start in range(low, high, AT_ONCE):
+                fetch(ahead + start * share, AT_ONCE * share)
+                for token in range(start, min(start + AT_ONCE, high)):
+                    weights, row = scores + FLOAT * token, values + token * value_step
+                    total = many(total, weights, FLOAT * TILE, row, index)
             store_many(total, at, out_step)
             index += ABREAST
         while index < vectors:
