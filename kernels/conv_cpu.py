@@ -71,8 +71,9 @@ def causal_conv(op, context, thread, threads):
     weight, taps, activate = address(op, context, WEIGHT), integer(op, 0), integer(op, 1)
     bias = address(op, context, BIAS) if present(op, BIAS) else 0
     step, weight_step = stride(op, X), FLOAT * columns
-    # Blocks are strips of channels of one sequence, or many of its rows, whole ones, in a prompt.
-    many = rows(op, context) >= 2 * ROWS_A_BLOCK
+    # Blocks are strips of channels of one sequence, or many of its rows, whole ones, in a prompt;
+    # then only the first block of a sequence may look at its window.
+    many = rows(op, context) >= 2 * ROWS_A_BLOCK and taps - 1 <= ROWS_A_BLOCK
     strip = columns if many else STRIP
     strips = (columns + strip - 1) // strip
     row_blocks = (rows(op, context) + ROWS_A_BLOCK - 1) // ROWS_A_BLOCK if many else 1
@@ -99,7 +100,7 @@ def causal_conv(op, context, thread, threads):
                         x, step, window_end, columns, first, row, taps, weight, total, at, lanes
                     )
                 store_first(to + at, silu(total) if activate != 0 else total, lanes)
-        # Only the first rows look at the window, and they have done so.
+        # Who looks at the window is done with it.
         if begin == first:
             move_window(x, step, window, columns, first, after, taps, start, end)
         block = claim_near(op, context, thread, threads, blocks)

@@ -101,15 +101,22 @@ def _norms() -> None:
 def _convolutions() -> None:
     for i, size in enumerate(SIZES):
         for taps in (1, 2, 4, 5):
-            weights = {"weight": normal((size, 14), size, taps)}
-            if i % 2:
-                weights["bias"] = normal((size, 15), size)
-            case(
-                f"causal_conv-{taps}-{size}", "causal_conv",
-                rows={"x": normal((size, 16), T, size)}, weights=weights,
-                states={"window": normal((size, 17), len(LENGTHS), taps - 1, size)},
-                attributes={"taps": taps, "silu": taps % 2},
-            )  # fmt: skip
+            _convolution(f"{taps}-{size}", size, taps, biased=i % 2 == 1)
+    # A prompt, in blocks of its rows; windows of less than a block, and of more.
+    for taps in (4, 33, 34, 70):
+        _convolution(f"{taps}-prompt", 65, taps, biased=True, lengths=(70, 1, 33))
+
+
+def _convolution(name: str, size: int, taps: int, biased: bool, lengths=LENGTHS) -> None:
+    weights = {"weight": normal((size, 14), size, taps)}
+    if biased:
+        weights["bias"] = normal((size, 15), size)
+    case(
+        f"causal_conv-{name}", "causal_conv",
+        rows={"x": normal((size, 16), sum(lengths), size)}, weights=weights, lengths=lengths,
+        states={"window": normal((size, 17), len(lengths), taps - 1, size)},
+        attributes={"taps": taps, "silu": taps % 2},
+    )  # fmt: skip
 
 
 def _typed(name: str, op: str, **parts: Any) -> None:
