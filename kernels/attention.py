@@ -9,6 +9,7 @@ import numpy as np
 
 from .formats.blocks import F32, Q8_0, BlockFormat
 from .op import CACHE, ROWS, Op, ShapeError
+from .rounding import round_blocks
 
 #: Tokens whose scores are taken together, and tokens whose sums are. Sums go over both in ascending
 #: order, and both begin at multiples of their length: it does not matter how tokens arrived.
@@ -20,21 +21,17 @@ QUERIES = 16
 def encode(rows: np.ndarray, block: BlockFormat) -> np.ndarray:
     """Keys or values as the pages keep them: (..., D) float32 -> (..., bytes) uint8.
 
-    F32, F16 (rounded to the nearest, ties to even), or Q8_0: blocks of 32 with a scale, the
-    largest value over 127.
+    F32, F16 (rounded to the nearest, ties to even), or Q8_0, as `round_blocks` has it.
     """
     if block is not Q8_0:
         kind = np.float32 if block is F32 else np.float16
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(rows.astype(kind)).view(np.uint8)
-    *outer, width = rows.shape
-    parts = rows.reshape(*outer, width // block.elements, block.elements)
-    largest = np.abs(parts).max(axis=-1, keepdims=True)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    q, units = round_blocks(rows)
     with np.errstate(over="ignore"):
-        scales = (largest * np.float32(1 / 127)).astype(np.float16).view(np.uint8)
-    q = np.rint(parts * inverse).astype(np.int8).view(np.uint8)
-    return np.concatenate([scales, q], axis=-1).reshape(*outer, block.row_bytes(width))
+        scales = units[..., None].astype(np.float16).view(np.uint8)
+    parts = np.concatenate([scales, q.view(np.uint8)], axis=-1)
+    return parts.reshape(*rows.shape[:-1], block.row_bytes(rows.shape[-1]))
 
 
 def decode(data: np.ndarray, block: BlockFormat) -> np.ndarray:

@@ -34,13 +34,11 @@ from .elementary import exp
 from .halves import store_half, store_halves
 from .intrinsics import (
     LANES,
-    absolute,
     f32,
     load,
     load_first,
     max_lanes,
     maximum,
-    nearest,
     splat,
     store,
     store_bytes,
@@ -48,13 +46,13 @@ from .intrinsics import (
 )
 from .jit import inline, kernel
 from .processor import atomic_add
+from .rounding_cpu import round_block
 from .strips import first_lane
 
 OUT, X, CACHE = 0, 1, 2
 Q, KEYS, VALUES = 1, 2, 3
 FLOAT = 4
-ZERO, INFINITY, BYTE_MAX = np.float32(0), np.float32(np.inf), np.float32(127)
-BYTE_INVERSE = np.float32(1 / 127)
+ZERO, INFINITY = np.float32(0), np.float32(np.inf)
 #: Floats of a thread's scratch memory in front of queries and outputs: scores of four queries, and
 #: five numbers of every query.
 SCORES, STATS = 4 * TILE, 5 * QUERIES
@@ -100,12 +98,10 @@ def put_halves(source, target, columns):
 @inline
 def put_bytes(source, target, columns):
     for _ in range(columns // 32):
-        low, high = load(source), load(source + FLOAT * LANES)
-        largest = max_lanes(maximum(absolute(low), absolute(high)))
-        inverse = BYTE_MAX / largest if largest > ZERO else ZERO
-        store_half(target, largest * BYTE_INVERSE)
-        store_bytes(target + 2, nearest(low * inverse))
-        store_bytes(target + 2 + LANES, nearest(high * inverse))
+        unit, low, high = round_block(source)
+        store_half(target, unit)
+        store_bytes(target + 2, low)
+        store_bytes(target + 2 + LANES, high)
         source, target = source + FLOAT * 32, target + 34
 
 

@@ -8,8 +8,8 @@ from .access import stride
 from .attention import QUERIES, TILE
 from .elementary import exp
 from .grids import CELLS, load_scaled, products, store_grid, store_sums, weighted
-from .intrinsics import LANES, f32, load, max_lanes, maximum, prefetch, splat, store, sum_lanes
-from .jit import inline, outlined, stand_alone
+from .intrinsics import LANES, f32, fetch, load, max_lanes, maximum, splat, store, sum_lanes
+from .jit import outlined, stand_alone
 from .strips import first_lane
 from .tiles import zeros
 
@@ -24,13 +24,6 @@ AT_ONCE = 4
 #: What a thread keeps of each of its queries: the largest score and the sum of weights of a span,
 #: what the last tile has scaled them by, and the same of all spans so far.
 LARGEST, TOTAL, KEPT, WHOLE_LARGEST, WHOLE_TOTAL = range(5)
-
-
-@inline
-def fetch(address, count):
-    """Ask for `count` bytes, which will be wanted soon."""
-    for line in range(0, count, 64):
-        prefetch(address + line)
 
 
 @outlined

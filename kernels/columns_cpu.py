@@ -10,11 +10,20 @@ OUT, X, Y = 0, 1, 2
 FLOAT = 4
 
 
-@inline
-def copy(source, target, columns):
-    for column in range(0, columns, LANES):
-        at, lanes = FLOAT * column, min(LANES, columns - column)
-        store_first(target + at, load_first(source + at, lanes), lanes)
+def copies(load_lanes, element_bytes):
+    """A function (source, target, columns): write a row's numbers as floats."""
+
+    @inline
+    def copy(source, target, columns):
+        for column in range(0, columns, LANES):
+            lanes = min(LANES, columns - column)
+            value = load_lanes(source + element_bytes * column, lanes)
+            store_first(target + FLOAT * column, value, lanes)
+
+    return copy
+
+
+copy = copies(load_first, FLOAT)
 
 
 @kernel("columns")

@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 from .access import address, claim, in_panels, indices, rows, scratch_of, stride, width
+from .columns_cpu import copies, copy
 from .formats.panels import PANELS
-from .intrinsics import (
-    LANES,
-    i64,
-    load_first,
-    load_first_bf16,
-    load_first_f16,
-    store_first,
-)  # fmt: skip
+from .halves import load_first_bf16, load_first_f16
+from .intrinsics import LANES, i64
 from .jit import inline, kernel
 from .pack_cpu import PLACES
 from .panel_values import VALUES
 
 OUT, INDEX, WEIGHT = 0, 1, 2
 FLOAT = 4
-
-
-def _copy(load_lanes, element_bytes):
-    @inline
-    def copy(source, target, columns):
-        for column in range(0, columns, LANES):
-            lanes = min(LANES, columns - column)
-            store_first(
-                target + FLOAT * column, load_lanes(source + element_bytes * column, lanes), lanes
-            )
-
-    return copy
 
 
 def _embedding(name, copy):
@@ -81,10 +64,9 @@ def _quantized(name, panel):
             row = claim(op, context)
 
 
-_copy_f32 = _copy(load_first, 4)
-_embedding("f32", _copy_f32)
-_embedding("f16", _copy(load_first_f16, 2))
-_embedding("bf16", _copy(load_first_bf16, 2))
+_embedding("f32", copy)
+_embedding("f16", copies(load_first_f16, 2))
+_embedding("bf16", copies(load_first_bf16, 2))
 for _panel in PANELS.values():
     _quantized(_panel.source.name.lower(), _panel)
 
@@ -95,5 +77,5 @@ def select(op, context, thread, threads):
     count, columns = rows(op, context), width(op, 0)
     row = claim(op, context)
     while row < count:
-        _copy_f32(x + picked[row] * stride(op, 1), out + row * stride(op, 0), columns)
+        copy(x + picked[row] * stride(op, 1), out + row * stride(op, 0), columns)
         row = claim(op, context)

@@ -146,9 +146,9 @@ def _linear(name, product, ready):
     @inline
     def own(op, context, thread):
         """Addresses of what `experts.memory` gives room to."""
-        first, pairs = scratch_of(context, thread), rows(op, context) * integer(op, 1)
-        part = width(op, X) // integer(op, 3)
-        chosen, pairs, x, products, end = memory(integer(op, 2), pairs, part)
+        first, part = scratch_of(context, thread), width(op, X) // integer(op, 3)
+        count = rows(op, context) * integer(op, 1)
+        chosen, pairs, x, products, end = memory(integer(op, 2), count, part)
         return first, first + chosen, first + pairs, first + x, first + products, first + end
 
     @inline

@@ -10,9 +10,10 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from .intrinsics import LANES, emit_fma, emit_widen_f16, lanes_of, pointer_to
+from .halves import emit_widen_f16
+from .intrinsics import LANES, emit_fma, lanes_of, pointer_to, spread
 from .jit import intrinsic
-from .tiles import TileType, each, spread
+from .tiles import TileType, each
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()

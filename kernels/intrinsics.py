@@ -16,12 +16,14 @@ from numba.core import cgutils
 from numba.extending import models, register_model
 
 from .isa import isa
-from .jit import intrinsic, overload
+from .jit import inline, intrinsic, overload
 
 LANES = 16
+#: Bytes of a cache line.
+LINE = 64
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_F16, _F32, _F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
+_F32, _F64 = ir.FloatType(), ir.DoubleType()
 
 
 class VectorType(types.Type):
@@ -49,18 +51,22 @@ def ints(value: int) -> ir.Constant:
     return ir.Constant(lanes_of(_I32), [value] * LANES)
 
 
+def floats(value: float) -> ir.Constant:
+    """16 copies of a float32."""
+    return ir.Constant(lanes_of(_F32), [value] * LANES)
+
+
+def spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """16 copies of a scalar."""
+    undefined = ir.Constant(lanes_of(value.type), ir.Undefined)
+    first = builder.insert_element(undefined, value, _I32(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(lanes_of(_I32), None))
+
+
 def call_llvm(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
     """Call an LLVM intrinsic or a C function by name."""
     kind = ir.FunctionType(result, [arg.type for arg in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
-
-
-def emit_splat(builder: ir.IRBuilder, value: ir.Value, count: int = LANES) -> ir.Value:
-    vector = lanes_of(value.type, count)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
-    return builder.shuffle_vector(
-        first, ir.Constant(vector, ir.Undefined), ir.Constant(lanes_of(_I32, count), None)
-    )
 
 
 def pointer_to(builder: ir.IRBuilder, address: ir.Value, element: ir.Type) -> ir.Value:
@@ -91,22 +97,6 @@ f32, i64, i32, i16, i8, f64 = (
 )  # fmt: skip
 
 
-@intrinsic
-def f16_at(_typing, address):
-    """The half at an address, as float32."""
-
-    def emit(context, builder, signature, args):
-        pointer = pointer_to(builder, args[0], _F16)
-        if isa().f16c:
-            return builder.fpext(builder.load(pointer, align=1), _F32)
-        first = builder.insert_element(
-            ir.Constant(lanes_of(_F16), None), builder.load(pointer, align=1), _I32(0)
-        )
-        return builder.extract_element(emit_widen_f16(builder, first), _I32(0))
-
-    return types.float32(types.int64), emit
-
-
 # ---- vectors
 
 
@@ -128,6 +118,13 @@ def emit_prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
     call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *flags)
 
 
+@inline
+def fetch(address, nbytes):
+    """Ask for all cache lines of `nbytes` from an address on."""
+    for line in range(0, nbytes, LINE):
+        prefetch(address + line)
+
+
 @intrinsic
 def opaque(_typing, value):
     """The same number, of which the compiler knows nothing: a loop so bounded is not unrolled."""
@@ -142,46 +139,36 @@ def opaque(_typing, value):
 def first_lanes(builder: ir.IRBuilder, count: ir.Value) -> ir.Value:
     """A mask of the first `count` lanes."""
     numbers = ir.Constant(lanes_of(_I32), list(range(LANES)))
-    return builder.icmp_signed("<", numbers, emit_splat(builder, builder.trunc(count, _I32)))
+    return builder.icmp_signed("<", numbers, spread(builder, builder.trunc(count, _I32)))
 
 
-def _masked_load(builder, address, element, name, count):
-    vector = lanes_of(element)
-    pointer = pointer_to(builder, address, vector)
+def _name_of(element: ir.Type) -> str:
+    """What LLVM calls 16 of a type in the name of a function."""
+    return "v16" + {"half": "f16", "float": "f32"}.get(str(element), str(element))
+
+
+def emit_load_first(
+    builder: ir.IRBuilder, address: ir.Value, element: ir.Type, count: ir.Value
+) -> ir.Value:
+    """The first `count` of 16 elements at an address, zeros for the others."""
+    vector, name = lanes_of(element), f"llvm.masked.load.{_name_of(element)}.p0"
     zero, mask = ir.Constant(vector, None), first_lanes(builder, count)
     return call_llvm(
-        builder, f"llvm.masked.load.v16{name}.p0", vector, pointer, _I32(1), mask, zero
+        builder, name, vector, pointer_to(builder, address, vector), _I32(1), mask, zero
     )
 
 
-def emit_widen_f16(builder, half):
-    """Halves as floats; without the instruction for it, by moving their bits."""
-    if isa().f16c:
-        return builder.fpext(half, lanes_of(_F32))
-    bits = builder.zext(builder.bitcast(half, lanes_of(_I16)), lanes_of(_I32))
-    sign = builder.shl(builder.and_(bits, ints(0x8000)), ints(16))
-    magnitude = builder.and_(bits, ints(0x7FFF))
-    # Another bias of the exponent; infinity's and NaN's is moved to the top.
-    shifted = builder.add(builder.shl(magnitude, ints(13)), ints(112 << 23))
-    huge = builder.icmp_unsigned(">=", magnitude, ints(0x7C00))
-    normal = builder.select(huge, builder.add(shifted, ints(112 << 23)), shifted)
-    tiny = builder.fmul(
-        builder.sitofp(magnitude, lanes_of(_F32)), ir.Constant(lanes_of(_F32), [2.0**-24] * LANES)
-    )
-    small = builder.icmp_unsigned("<", magnitude, ints(0x0400))
-    value = builder.select(small, builder.bitcast(tiny, lanes_of(_I32)), normal)
-    return builder.bitcast(builder.or_(value, sign), lanes_of(_F32))
+def emit_store_first(
+    builder: ir.IRBuilder, address: ir.Value, vector: ir.Value, count: ir.Value
+) -> None:
+    """Store the first `count` of 16 elements."""
+    name = f"llvm.masked.store.{_name_of(vector.type.element)}.p0"
+    pointer, mask = pointer_to(builder, address, vector.type), first_lanes(builder, count)
+    call_llvm(builder, name, ir.VoidType(), vector, pointer, _I32(1), mask)
 
 
-def _widen_bf16(builder, bits):
-    wide = builder.shl(
-        builder.zext(bits, lanes_of(_I32)), ir.Constant(lanes_of(_I32), [16] * LANES)
-    )
-    return builder.bitcast(wide, lanes_of(_F32))
-
-
-def _loads(element, name, widen):
-    """A full load and one of the first `count` lanes, the others zero."""
+def loads(element, widen):
+    """A full load and one of the first `count` lanes, the others zero, made floats by `widen`."""
 
     @intrinsic
     def load(_typing, address):
@@ -195,16 +182,14 @@ def _loads(element, name, widen):
     @intrinsic
     def load_first(_typing, address, count):
         def emit(context, builder, signature, args):
-            return widen(builder, _masked_load(builder, args[0], element, name, args[1]))
+            return widen(builder, emit_load_first(builder, args[0], element, args[1]))
 
         return f32x16(types.int64, types.int64), emit
 
     return load, load_first
 
 
-load, load_first = _loads(_F32, "f32", lambda builder, value: value)
-load_f16, load_first_f16 = _loads(_F16, "f16", emit_widen_f16)
-load_bf16, load_first_bf16 = _loads(_I16, "i16", _widen_bf16)
+load, load_first = loads(_F32, lambda builder, value: value)
 
 
 @intrinsic
@@ -212,11 +197,7 @@ def store_first(_typing, address, vector, count):
     """Store the first `count` lanes."""
 
     def emit(context, builder, signature, args):
-        address, vector, count = args
-        pointer, mask = pointer_to(builder, address, vector.type), first_lanes(builder, count)
-        call_llvm(
-            builder, "llvm.masked.store.v16f32.p0", ir.VoidType(), vector, pointer, _I32(1), mask
-        )
+        emit_store_first(builder, *args)
         return context.get_dummy_value()
 
     return types.void(types.int64, f32x16, types.int64), emit
@@ -238,7 +219,7 @@ def splat(_typing, value):
     """16 copies of a float32."""
 
     def emit(context, builder, signature, args):
-        return emit_splat(builder, args[0])
+        return spread(builder, args[0])
 
     return f32x16(types.float32), emit
 
@@ -257,7 +238,7 @@ def emit_fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir
     return builder.fadd(builder.fmul(a, b), c)
 
 
-def _lanewise(emit_lanes, arity):
+def lanewise(emit_lanes, arity):
     """An intrinsic from vectors to a vector."""
     if arity == 1:
 
@@ -283,13 +264,13 @@ def _lanewise(emit_lanes, arity):
     return function
 
 
-_add = _lanewise(lambda builder, a, b: builder.fadd(a, b), 2)
-_sub = _lanewise(lambda builder, a, b: builder.fsub(a, b), 2)
-_mul = _lanewise(lambda builder, a, b: builder.fmul(a, b), 2)
-_div = _lanewise(lambda builder, a, b: builder.fdiv(a, b), 2)
-fma = _lanewise(emit_fma, 3)
-absolute = _lanewise(lambda builder, a: call_llvm(builder, "llvm.fabs.v16f32", a.type, a), 1)
-nearest = _lanewise(lambda builder, a: call_llvm(builder, "llvm.rint.v16f32", a.type, a), 1)
+_add = lanewise(lambda builder, a, b: builder.fadd(a, b), 2)
+_sub = lanewise(lambda builder, a, b: builder.fsub(a, b), 2)
+_mul = lanewise(lambda builder, a, b: builder.fmul(a, b), 2)
+_div = lanewise(lambda builder, a, b: builder.fdiv(a, b), 2)
+fma = lanewise(emit_fma, 3)
+absolute = lanewise(lambda builder, a: call_llvm(builder, "llvm.fabs.v16f32", a.type, a), 1)
+nearest = lanewise(lambda builder, a: call_llvm(builder, "llvm.rint.v16f32", a.type, a), 1)
 
 
 def _choose(comparison):
@@ -326,10 +307,6 @@ for _symbol, _function in (
     _operator(_symbol, _function)
 
 
-def _numbers(start: int, count: int) -> ir.Constant:
-    return ir.Constant(lanes_of(_I32, count), list(range(start, start + count)))
-
-
 def fold(builder: ir.IRBuilder, vector: ir.Value, combine) -> ir.Value:
     """Combine lanes i and i + half, again and again: a tree whose shape never changes."""
     count = LANES
@@ -352,7 +329,7 @@ def _maximum(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     return call_llvm(builder, f"llvm.maximum.v{a.type.count}f32", a.type, a, b)
 
 
-maximum = _lanewise(_maximum, 2)
+maximum = lanewise(_maximum, 2)
 
 
 def _reduction(combine):

@@ -8,45 +8,34 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from .halves import narrow_f16
-from .intrinsics import LANES, call_llvm, emit_widen_f16, f32x16, ints, lanes_of, pointer_to
+from .halves import emit_widen_f16, narrow_f16
+from .intrinsics import call_llvm, f32x16, floats, ints, lanes_of, lanewise, pointer_to
 from .jit import intrinsic
 
 _I8, _I16, _I32 = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _F32 = ir.FloatType()
 
 
-def _lanewise(emit_lanes):
-    """An intrinsic from a vector to a vector."""
-
-    @intrinsic
-    def function(_typing, vector):
-        def emit(context, builder, signature, args):
-            return emit_lanes(builder, args[0])
-
-        return f32x16(f32x16), emit
-
-    return function
-
-
-floor = _lanewise(lambda builder, x: call_llvm(builder, "llvm.floor.v16f32", x.type, x))
-root = _lanewise(lambda builder, x: call_llvm(builder, "llvm.sqrt.v16f32", x.type, x))
+floor = lanewise(lambda builder, x: call_llvm(builder, "llvm.floor.v16f32", x.type, x), 1)
+root = lanewise(lambda builder, x: call_llvm(builder, "llvm.sqrt.v16f32", x.type, x), 1)
 
 #: The nearest number that a half can hold.
-as_half = _lanewise(lambda builder, x: emit_widen_f16(builder, narrow_f16(builder, x)))
+as_half = lanewise(lambda builder, x: emit_widen_f16(builder, narrow_f16(builder, x)), 1)
 
 #: The 16 bits of the nearest half, as a whole number from 0 to 65535.
-half_bits = _lanewise(
+half_bits = lanewise(
     lambda builder, x: builder.uitofp(
         builder.bitcast(narrow_f16(builder, x), lanes_of(_I16)), lanes_of(_F32)
-    )
+    ),
+    1,
 )
 
 #: The largest power of two that is no larger than a positive normal number.
-power_below = _lanewise(
+power_below = lanewise(
     lambda builder, x: builder.bitcast(
         builder.and_(builder.bitcast(x, lanes_of(_I32)), ints(0x7F800000)), lanes_of(_F32)
-    )
+    ),
+    1,
 )
 
 
@@ -68,16 +57,12 @@ def stairs(first: float, edges: Sequence[float], heights: Sequence[float]) -> An
     @intrinsic
     def climb(_typing, vector):
         def emit(context, builder, signature, args):
-            total, flat = _all(first), _all(0.0)
+            total, flat = floats(first), floats(0.0)
             for edge, height in zip(edges, heights, strict=True):
-                beyond = builder.fcmp_ordered(">", args[0], _all(edge))
-                total = builder.fadd(total, builder.select(beyond, _all(height), flat))
+                beyond = builder.fcmp_ordered(">", args[0], floats(edge))
+                total = builder.fadd(total, builder.select(beyond, floats(height), flat))
             return total
 
         return f32x16(f32x16), emit
 
     return climb
-
-
-def _all(value: float) -> ir.Constant:
-    return ir.Constant(lanes_of(_F32), [value] * LANES)

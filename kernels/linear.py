@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from .op import MATRIX, OPTIONAL_VECTOR, ROWS, Kind, Op, Operand, ShapeError, Weight, expect
+from .rounding import BLOCK, round_blocks
 
-BLOCK = 32
 #: Bytes of what a kernel is told of a block of activations; see `quantize`.
 RECORD = 16
 
@@ -59,25 +59,21 @@ def quantize_shape(x: Any, *, parts: int = 1) -> int:
 
 
 def quantize(x: np.ndarray, *, parts: int = 1) -> np.ndarray:
-    """Round rows to blocks of 32 signed bytes with one float32 scale each, max |x| / 127.
+    """Round rows to blocks of 32 signed bytes with one float32 scale each, as `round_blocks` does.
 
     x: (T, K) float32. Returns (T, quantized_width(K)) float32 slots: K bytes, then a record of 16
     bytes a block: the scale and the sum of the 32 bytes as float32, and -32 times the sums of its
-    halves as int32. Values are rounded to the nearest, ties to even. With `parts`, this goes for
-    each part of a row by itself, one behind the other.
+    halves as int32. With `parts`, this goes for each part of a row by itself, one behind the other.
     """
     count = len(x)
     x = x.reshape(count * parts, x.shape[1] // parts)
-    blocks = x.reshape(len(x), x.shape[1] // BLOCK, BLOCK)
-    largest = np.abs(blocks).max(axis=2)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    q = np.rint(blocks * inverse[..., None]).astype(np.int8)
+    q, units = round_blocks(x)
     halves = q.reshape(*q.shape[:2], 2, BLOCK // 2).sum(axis=3, dtype=np.int32)
     records = np.empty((*q.shape[:2], RECORD // 4), np.float32)
-    records[..., 0] = largest * np.float32(1 / 127)
+    records[..., 0] = units
     records[..., 1] = halves.sum(axis=2)
     records[..., 2:] = (-32 * halves).view(np.float32)
-    width = blocks.shape[1] * (RECORD // 4)
+    width = q.shape[1] * (RECORD // 4)
     both = [q.reshape(x.shape).view(np.float32), records.reshape(len(x), width)]
     return np.concatenate(both, axis=1).reshape(count, parts * quantized_width(x.shape[1]))
 

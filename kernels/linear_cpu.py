@@ -20,27 +20,16 @@ from .access import (
     width,
 )
 from .formats.panels import PANELS
-from .intrinsics import (
-    LANES,
-    absolute,
-    f32,
-    i32,
-    load,
-    max_lanes,
-    maximum,
-    nearest,
-    store_bytes,
-    sum_lanes,
-)
+from .intrinsics import LANES, f32, i32, store_bytes, sum_lanes
 from .jit import inline, kernel
 from .linear import BLOCK, RECORD
 from .pack_cpu import packer
+from .rounding_cpu import round_block
 
 OUT, X, WEIGHT, BIAS = 0, 1, 2, 3
 FLOAT = 4
 #: Tokens that meet a weight at once.
 MANY, SOME = 8, 4
-ZERO, BYTE_MAX, BYTE_INVERSE = np.float32(0), np.float32(127), np.float32(1 / 127)
 
 
 @inline
@@ -133,14 +122,11 @@ def quantize(op, context, thread, threads):
         source = address(op, context, 1) + row * stride(op, 1) + part * FLOAT * columns
         record = target + columns
         for _ in range(columns // BLOCK):
-            low, high = load(source), load(source + FLOAT * LANES)
-            largest = max_lanes(maximum(absolute(low), absolute(high)))
-            inverse = BYTE_MAX / largest if largest > ZERO else ZERO
-            low, high = nearest(low * inverse), nearest(high * inverse)
+            unit, low, high = round_block(source)
             store_bytes(target, low)
             store_bytes(target + LANES, high)
             low_sum, high_sum = sum_lanes(low), sum_lanes(high)
-            f32(record)[0] = largest * BYTE_INVERSE
+            f32(record)[0] = unit
             f32(record)[1] = low_sum + high_sum
             i32(record)[2] = np.int32(-32) * np.int32(low_sum)
             i32(record)[3] = np.int32(-32) * np.int32(high_sum)

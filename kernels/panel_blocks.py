@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from .dots import TAKES_SIGNED
 from .formats.blocks import FLOATS, UNEVEN
-from .intrinsics import load_f16, prefetch
+from .halves import load_f16
+from .intrinsics import fetch
 from .jit import inline
 from .linear import BLOCK, RECORD
-from .tile_dots import (
-    AHEAD,
-    FETCHED,
-    add_products,
-    add_shifted,
-    block_dots,
-    load_powers,
-)
-from .tiles import no_ints, zeros
+from .tile_dots import add_products, add_shifted, block_dots, load_powers
+from .tiles import AHEAD, FETCHED, no_ints, zeros
 from .unpacking import fives, looked_up, nibbles, plain
 
 VECTOR = 64
@@ -24,13 +18,6 @@ HALVES, BYTES = 32, 16
 
 #: Added to bytes that use all 8 bits, and to the latter, so that they are not below zero.
 SIGN, LEAST = 128, 12
-
-
-@inline
-def ahead(at, nbytes):
-    """Ask for what will be read in a while."""
-    for line in range(0, nbytes, VECTOR):
-        prefetch(at + AHEAD + line)
 
 
 def offset_table(table, offset):
@@ -56,7 +43,7 @@ def _product(scale_bytes, vectors, dots, add):
             total, record = total_start(), x + columns
             for _ in range(columns // BLOCK):
                 if tokens <= FETCHED:
-                    ahead(panel, scale_bytes)
+                    fetch(panel + AHEAD, scale_bytes)
                 ints = dots(start(), panel + scale_bytes, x, step)
                 total = add(total, ints, panel, record, step)
                 panel, x = panel + scale_bytes + vectors * VECTOR, x + BLOCK

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import load_f16, opaque, splat
+from .halves import load_f16
+from .intrinsics import fetch, opaque, splat
 from .jit import inline
 from .linear import BLOCK, RECORD
-from .panel_blocks import BYTES, HALVES, VECTOR, ahead
+from .panel_blocks import BYTES, HALVES, VECTOR
 from .panel_superblocks import SUPERBLOCK
-from .tile_dots import FETCHED, add_halves, add_products, block_dots, dot, weighed
-from .tiles import no_ints, spread_ints, zeros
+from .tile_dots import add_halves, add_products, block_dots, dot, weighed
+from .tiles import AHEAD, FETCHED, no_ints, spread_ints, zeros
 from .unpacking import load_bytes, six_bits, threes, top_bits, twos
 
 FIRST, SECOND = range(4), range(4, 8)
@@ -42,7 +43,7 @@ def _q6_k_single():
         a, b = start(record, step), start(record + RECORD, step)
         c, d = start(record + 2 * RECORD, step), start(record + 3 * RECORD, step)
         for group in range(opaque(4)):
-            ahead(at, 3 * VECTOR)
+            fetch(at + AHEAD, 3 * VECTOR)
             u, v, w = load_bytes(at), load_bytes(at + VECTOR), load_bytes(at + 2 * VECTOR)
             a = dot(a, six_bits(u), x + 4 * group, step)
             b = dot(b, six_bits(v), x + BLOCK + 4 * group, step)
@@ -55,7 +56,7 @@ def _q6_k_single():
     def product(panel, x, step, columns):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
-            ahead(panel, 2 * HALVES + 16 * BYTES)
+            fetch(panel + AHEAD, 2 * HALVES + 16 * BYTES)
             d, scales = load_f16(panel), panel + HALVES
             at = scales + 16 * BYTES + HALVES
             for _ in range(2):
@@ -89,7 +90,7 @@ def _q6_k_tile(tokens):
         def half(at, x, step, ints):
             for group in range(4):
                 if fetches:
-                    ahead(at + 3 * VECTOR * group, VECTOR)
+                    fetch(at + 3 * VECTOR * group + AHEAD, VECTOR)
                 ints = dot(ints, weights(at + 3 * VECTOR * group), x + 4 * group, step)
             return ints
 
@@ -110,7 +111,7 @@ def _q6_k_tile(tokens):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
             if tokens <= FETCHED:
-                ahead(panel, 2 * HALVES + 16 * BYTES)
+                fetch(panel + AHEAD, 2 * HALVES + 16 * BYTES)
             d, scales = load_f16(panel), panel + HALVES
             at = scales + 16 * BYTES + HALVES
             for _ in range(2):
@@ -135,7 +136,7 @@ def q3_k(tokens):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
             if tokens <= FETCHED:
-                ahead(panel, 2 * HALVES + 16 * BYTES)
+                fetch(panel + AHEAD, 2 * HALVES + 16 * BYTES)
             d, scales = load_f16(panel) * splat(EIGHTH), panel + HALVES
             at = scales + 16 * BYTES + HALVES
             for _ in range(opaque(8)):
@@ -159,7 +160,7 @@ def q2_k(tokens):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
             if tokens <= FETCHED:
-                ahead(panel, 2 * HALVES + 16 * BYTES)
+                fetch(panel + AHEAD, 2 * HALVES + 16 * BYTES)
             d, scales = load_f16(panel), panel + 2 * HALVES
             # Minima are subtracted, and the sums they meet are negative.
             dmin, at = load_f16(panel + HALVES) * splat(THIRTY_SECOND), scales + 16 * BYTES

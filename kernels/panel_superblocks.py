@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .intrinsics import load_f16, opaque
+from .halves import load_f16
+from .intrinsics import fetch, opaque
 from .jit import inline
 from .linear import BLOCK, RECORD
-from .panel_blocks import BYTES, HALVES, VECTOR, add_bytes, ahead, dots_fives, dots_uneven
-from .tile_dots import FETCHED, add_affine, dot, load_signed, load_unsigned
-from .tiles import no_ints, zeros
+from .panel_blocks import BYTES, HALVES, VECTOR, add_bytes, dots_fives, dots_uneven
+from .tile_dots import add_affine, dot, load_signed, load_unsigned
+from .tiles import AHEAD, FETCHED, no_ints, zeros
 from .unpacking import high_nibbles, load_bytes, low_nibbles
 
 SUPERBLOCK = 256
@@ -21,14 +22,14 @@ def q4_k(tokens):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
             if tokens <= FETCHED:
-                ahead(panel, 2 * HALVES + 16 * BYTES)
+                fetch(panel + AHEAD, 2 * HALVES + 16 * BYTES)
             d, dmin = load_f16(panel), load_f16(panel + HALVES)
             scales, weights = panel + 2 * HALVES, panel + 2 * HALVES + 16 * BYTES
             for _ in range(4):
                 low, high = start(), start()
                 for group in range(8):
                     if tokens <= FETCHED:
-                        ahead(weights + VECTOR * group, VECTOR)
+                        fetch(weights + VECTOR * group + AHEAD, VECTOR)
                     both = load_bytes(weights + VECTOR * group)
                     low = dot(low, low_nibbles(both), x + 4 * group, step)
                     high = dot(high, high_nibbles(both), x + BLOCK + 4 * group, step)
@@ -53,7 +54,7 @@ def q5_k(tokens):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
             if tokens <= FETCHED:
-                ahead(panel, 2 * HALVES + 16 * BYTES)
+                fetch(panel + AHEAD, 2 * HALVES + 16 * BYTES)
             d, dmin, scales = load_f16(panel), load_f16(panel + HALVES), panel + 2 * HALVES
             weights = scales + 16 * BYTES
             for _ in range(opaque(8)):
@@ -76,7 +77,7 @@ def iq4_xs(tokens):
         total, record = total_start(), x + columns
         for _ in range(columns // SUPERBLOCK):
             if tokens <= FETCHED:
-                ahead(panel, 2 * HALVES + 8 * BYTES)
+                fetch(panel + AHEAD, 2 * HALVES + 8 * BYTES)
             d, scales = load_f16(panel), panel + HALVES
             weights = scales + 8 * BYTES + HALVES
             for _ in range(opaque(8)):

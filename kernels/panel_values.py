@@ -6,7 +6,8 @@ import numpy as np
 
 from .formats.blocks import FLOATS, UNEVEN
 from .formats.panels import LANES, PANELS
-from .intrinsics import f16_at, f32, i8, i32
+from .halves import f16_at
+from .intrinsics import f32, i8, i32
 from .jit import inline
 
 FLOAT, VECTOR = 4, 4 * LANES

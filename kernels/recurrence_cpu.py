@@ -26,15 +26,15 @@ from .access import (
 )
 from .dither import ROW_STEP
 from .elementary import exp
-from .intrinsics import LANES, f32, load_first, prefetch, splat, store_first
+from .intrinsics import LANES, f32, fetch, load_first, prefetch, splat, store_first
 from .jit import inline, kernel
 from .narrow import columns_of, step_of
 from .statetypes import KERNELS, LEAST, LEVEL, LEVELS, STATE_TYPES, ending
-from .strips import first_lane, fraction_of, larger, less, plus_scaled, product, scaled
+from .strips import first_lane, fraction_of, larger_magnitude, minus, plus_scaled, product, scaled
 from .tiles import zeros
 
 OUT, Q, K, V, DT, BETA, STATE, A, D = range(9)
-FLOAT, LINE = 4, 64
+FLOAT = 4
 #: Bytes between what is read and what is asked for. The delta rule, which first passes over a head
 #: to sum, finds it in the cache.
 AHEAD = 4096
@@ -72,24 +72,13 @@ def _decays(erases):
     return fill
 
 
-def _fetch(nbytes):
-    """A function: ask for so many bytes from an address on."""
-
-    @inline
-    def fetch(address):
-        for line in range(0, nbytes, LINE):
-            prefetch(address + line)
-
-    return fetch
-
-
 def _at_once(per_key, erases, kind, count):
     """Two functions for a state of type `kind` whose values are rounded one by one.
 
     What the delta rule sums up is over the state as it was kept.
     """
     recall, keep = columns_of(kind, count, count > 1)
-    nothing, fetch = zeros(count), _fetch(step_of(kind) * LANES * count)
+    nothing, nbytes = zeros(count), step_of(kind) * LANES * count
 
     @inline
     def stored(state, step, scales, keys, d_key, lanes):
@@ -111,7 +100,7 @@ def _at_once(per_key, erases, kind, count):
                 decay = f32(decays)[key]
             at = state + key * step
             if not erases:
-                fetch(at + AHEAD)
+                fetch(at + AHEAD, nbytes)
             updated = plus_scaled(scaled(recall(at, lanes), decay), write, f32(keys)[key])
             kept = keep(updated, at, lanes, place + (key * ROW_STEP & dither), dither)
             out = plus_scaled(out, updated, f32(queries)[key])
@@ -151,7 +140,7 @@ def _in_two(per_key, erases, kind, count):
             updated = plus_scaled(updated, write, f32(keys)[key])
             store_work(updated, work + key * size, LANES, 0, 0)
             out = plus_scaled(out, updated, f32(queries)[key])
-            largest = larger(largest, updated)
+            largest = larger_magnitude(largest, updated)
         inverse, unit = fraction_of(LEVELS, largest, LEAST), scaled(largest, LEVEL)
         store(unit, scales, lanes, 0, 0)
         for key in range(d_key):
@@ -203,7 +192,7 @@ def _pass(per_key, erases, kind, count):
             if not per_key:
                 dt = address(op, context, DT) + row * stride(op, DT) + FLOAT * head
                 decay = head_decay(dt, rate)
-            write = less(value, scaled(held, decay)) if erases else value
+            write = minus(value, scaled(held, decay)) if erases else value
             beta = f32(address(op, context, BETA) + row * stride(op, BETA))[head]
             # What the last row's sum is of does not matter.
             marks += mark_step if row + 1 < end else 0

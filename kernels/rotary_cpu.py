@@ -17,7 +17,8 @@ from .access import (
     stride,
     width,
 )
-from .intrinsics import LANES, f32, load_first, store_first
+from .columns_cpu import copy
+from .intrinsics import f32
 from .jit import inline, kernel
 
 OUT, X, FACTORS = 0, 1, 3
@@ -90,9 +91,7 @@ def rotary(op, context, thread, threads):
         token = position(context, sequence) + row - first_row(context, sequence)
         x = address(op, context, X) + row * stride(op, X)
         out = address(op, context, OUT) + row * stride(op, OUT)
-        for column in range(0, columns, LANES):
-            lanes = min(LANES, columns - column)
-            store_first(out + FLOAT * column, load_first(x + FLOAT * column, lanes), lanes)
+        copy(x, out, columns)
         frequency = 1.0
         for pair in range(pairs):
             c, s = cosine_and_sine(token * speed(op, pair, frequency, factors))

@@ -8,25 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import (
-    LANES,
-    f32,
-    load,
-    load_bf16,
-    load_f16,
-    load_first,
-    load_first_bf16,
-    load_first_f16,
-    prefetch,
-)
+from .halves import load_bf16, load_f16, load_first_bf16, load_first_f16
+from .intrinsics import LANES, f32, load, load_first, prefetch
 from .jit import inline
-from .tiles import fma_rows, fma_rows_first, store_sums, zeros
+from .tiles import AHEAD, FETCHED, fma_rows, fma_rows_first, store_sums, zeros
 
 FLOAT = 4
-#: Bytes between what is read and what is asked for, but not less than two rows.
-AHEAD = 8192
-#: Tokens of tiles that ask: the first ones that rows meet, when they come from memory.
-FETCHED = 4
 ZERO = np.float32(0)
 
 

@@ -24,7 +24,7 @@ from .intrinsics import LANES, f32, fma, load, load_first, prefetch, splat, stor
 from .jit import inline, kernel
 from .narrow import columns_of, step_of
 from .statetypes import KERNELS, LEAST, LEVEL, LEVELS, STATE_TYPES, ending
-from .strips import as_strip, fraction_of, larger, vector_of
+from .strips import as_strip, fraction_of, larger_magnitude, vector_of
 
 OUT, X, DT, B, C, STATE, A, D = range(8)
 FLOAT, ZERO = 4, np.float32(0)
@@ -90,7 +90,7 @@ def _in_two(kind, whole):
             before = vector_of(recall(element, lanes)) * unit
             updated = fma(before, decay, write * keys[n])
             store(work + n * width_of_work, updated)
-            largest = larger(largest, as_strip(updated))
+            largest = larger_magnitude(largest, as_strip(updated))
             total = fma(updated, splat(queries[n]), total)
             rate, element = rate + FLOAT * columns, element + size * columns
         inverse = vector_of(fraction_of(LEVELS, largest, LEAST))

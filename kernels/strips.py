@@ -6,50 +6,15 @@ share the numbers they are multiplied by.
 
 from __future__ import annotations
 
-from typing import Any
-
 from llvmlite import ir
 from numba import types
 
-from .intrinsics import LANES, call_llvm, emit_fma, f32x16, ints, lanes_of, pointer_to
+from .intrinsics import LANES, call_llvm, emit_fma, f32x16, ints, lanes_of, spread
 from .jit import intrinsic
-from .tiles import TileType, each, spread
+from .tiles import TileType, each
 
-_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
+_F32, _I32 = ir.FloatType(), ir.IntType(32)
 _VECTOR = ir.VectorType(_F32, LANES)
-_NBYTES = 4 * LANES
-
-
-def load_strip(count: int) -> Any:
-    """A function that loads `count` vectors from an address on."""
-    strip = TileType("f32", count)
-
-    @intrinsic
-    def load(_typing, address):
-        def emit(context, builder, signature, args):
-            def one(index: int) -> ir.Value:
-                at = builder.add(args[0], _I64(_NBYTES * index))
-                return builder.load(pointer_to(builder, at, _VECTOR), align=1)
-
-            return each(builder, strip, one)
-
-        return strip(types.int64), emit
-
-    return load
-
-
-@intrinsic
-def store_strip(_typing, strip, address):
-    """Store all vectors from an address on."""
-
-    def emit(context, builder, signature, args):
-        for index in range(strip.tokens):
-            at = builder.add(args[1], _I64(_NBYTES * index))
-            value = builder.extract_value(args[0], index)
-            builder.store(value, pointer_to(builder, at, _VECTOR), align=1)
-        return context.get_dummy_value()
-
-    return types.void(strip, types.int64), emit
 
 
 @intrinsic
@@ -66,7 +31,7 @@ def scaled(_typing, strip, factor):
 
 
 @intrinsic
-def less(_typing, a, b):
+def minus(_typing, a, b):
     """a - b."""
 
     def emit(context, builder, signature, args):
@@ -92,7 +57,7 @@ def product(_typing, a, b):
 
 
 @intrinsic
-def larger(_typing, a, b):
+def larger_magnitude(_typing, a, b):
     """The larger of a, which is not negative, and the magnitude of b; NaN where either is NaN."""
 
     def emit(context, builder, signature, args):
@@ -164,7 +129,7 @@ def vector_of(_typing, strip):
 @intrinsic
 def first_lane(_typing, vector):
     """The first number of a vector."""
-    zero = ir.IntType(32)(0)
+    zero = _I32(0)
     return types.float32(f32x16), lambda context, builder, signature, args: builder.extract_element(
         args[0], zero
     )

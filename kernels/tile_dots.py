@@ -11,18 +11,14 @@ from llvmlite import ir
 from numba import types
 
 from .dots import emit_dot
-from .intrinsics import LANES, emit_fma, emit_prefetch, f32x16, lanes_of, pointer_to
+from .intrinsics import LANES, emit_fma, emit_prefetch, f32x16, floats, ints, lanes_of, pointer_to
 from .isa import isa
 from .jit import intrinsic
-from .tiles import at_token, constant, each, spread_at
+from .tiles import AHEAD, FETCHED, at_token, each, spread_at
 from .unpacking import Unpack, as_bytes, load_words, u8x64
 
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VECTOR = 4 * LANES
-#: Bytes between what is read and what is asked for.
-AHEAD = 8192
-#: Tokens of tiles that ask: the first ones that a panel meets, when it comes from memory.
-FETCHED = 4
 
 
 # ---- scales
@@ -57,9 +53,9 @@ def load_powers(_typing, address):
 
     def emit(context, builder, signature, args):
         wide = _widened(builder, args[0], False)
-        small = builder.icmp_signed("<", wide, constant(_I32, 1))
-        exponent = builder.sub(builder.select(small, constant(_I32, 1), wide), constant(_I32, 1))
-        return builder.bitcast(builder.shl(exponent, constant(_I32, 23)), lanes_of(_F32))
+        small = builder.icmp_signed("<", wide, ints(1))
+        exponent = builder.sub(builder.select(small, ints(1), wide), ints(1))
+        return builder.bitcast(builder.shl(exponent, ints(23)), lanes_of(_F32))
 
     return f32x16(types.int64), emit
 
@@ -165,7 +161,7 @@ def add_products(offset: int) -> Any:
                 value = builder.sitofp(builder.extract_value(ints_value, token), lanes_of(_F32))
                 if offset:
                     x_sum = spread_at(builder, builder.add(record, _I64(4)), _F32)
-                    value = emit_fma(builder, x_sum, constant(_F32, float(offset)), value)
+                    value = emit_fma(builder, x_sum, floats(offset), value)
                 factor = builder.fmul(scales, spread_at(builder, record, _F32))
                 return emit_fma(builder, value, factor, builder.extract_value(before, token))
 
@@ -214,8 +210,8 @@ def add_halves(_typing, total, a, b, nibbles, d, dmin, x, step):
     def emit(context, builder, signature, args):
         before, a_tile, b_tile, nibbles, d, dmin, x, step = args
         both = [_widened(builder, builder.add(nibbles, _I64(LANES * i)), False) for i in (0, 1)]
-        scales = [builder.and_(part, constant(_I32, 15)) for part in both]
-        mins = [builder.lshr(part, constant(_I32, 4)) for part in both]
+        scales = [builder.and_(part, ints(15)) for part in both]
+        mins = [builder.lshr(part, ints(4)) for part in both]
 
         def one(token: int) -> ir.Value:
             record = at_token(builder, x, step, token)

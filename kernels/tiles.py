@@ -15,17 +15,25 @@ from numba.extending import models, register_model
 
 from .intrinsics import (
     LANES,
-    call_llvm,
     emit_fma,
+    emit_load_first,
+    emit_store_first,
     f32x16,
-    first_lanes,
+    floats,
     fold,
+    ints,
     lanes_of,
     pointer_to,
+    spread,
 )
 from .jit import intrinsic
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+#: Bytes between what a product reads and what it asks for.
+AHEAD = 8192
+#: Tokens of tiles that ask: the first ones that weights meet, when they come from memory.
+FETCHED = 4
 
 
 class TileType(types.Type):
@@ -41,18 +49,6 @@ class _TileModel(models.PrimitiveModel):
     def __init__(self, manager, kind):
         element = _F32 if kind.kind == "f32" else _I32
         super().__init__(manager, kind, ir.ArrayType(lanes_of(element), kind.tokens))
-
-
-def constant(element: ir.Type, value: Any) -> ir.Constant:
-    """16 copies of a number."""
-    return ir.Constant(lanes_of(element), [value] * LANES)
-
-
-def spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
-    """16 copies of a scalar."""
-    undefined = ir.Constant(lanes_of(value.type), ir.Undefined)
-    first = builder.insert_element(undefined, value, _I32(0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(lanes_of(_I32), None))
 
 
 def spread_at(builder: ir.IRBuilder, address: ir.Value, element: ir.Type) -> ir.Value:
@@ -91,12 +87,12 @@ def _filled(kind: str, tokens: int, value: ir.Constant) -> Any:
 
 def zeros(tokens: int) -> Any:
     """A function that makes a float tile of zeros."""
-    return _filled("f32", tokens, constant(_F32, 0.0))
+    return _filled("f32", tokens, floats(0.0))
 
 
 def no_ints(tokens: int) -> Any:
     """A function that makes an integer tile of zeros."""
-    return _filled("i32", tokens, constant(_I32, 0))
+    return _filled("i32", tokens, ints(0))
 
 
 def spread_ints(tokens: int) -> Any:
@@ -128,18 +124,14 @@ def store_tile(_typing, tile, bias, address, step, lanes):
     def emit(context, builder, signature, args):
         value, bias, address, step, lanes = args
         whole = builder.icmp_signed("==", lanes, _I64(LANES))
-        mask = first_lanes(builder, lanes)
         for token in range(tile.tokens):
             vector = builder.fadd(builder.extract_value(value, token), bias)
-            pointer = pointer_to(builder, at_token(builder, address, step, token), vector.type)
+            target = at_token(builder, address, step, token)
             with builder.if_else(whole) as (then, otherwise):
                 with then:
-                    builder.store(vector, pointer, align=1)
+                    builder.store(vector, pointer_to(builder, target, vector.type), align=1)
                 with otherwise:
-                    call_llvm(
-                        builder, "llvm.masked.store.v16f32.p0", ir.VoidType(),
-                        vector, pointer, _I32(1), mask,
-                    )  # fmt: skip
+                    emit_store_first(builder, target, vector, lanes)
         return context.get_dummy_value()
 
     return types.void(tile, f32x16, types.int64, types.int64, types.int64), emit
@@ -171,13 +163,9 @@ def fma_rows_first(_typing, total, weights, x, step, lanes):
 
     def emit(context, builder, signature, args):
         before, weights, x, step, lanes = args
-        mask, zero = first_lanes(builder, lanes), constant(_F32, 0.0)
 
         def one(token: int) -> ir.Value:
-            pointer = pointer_to(builder, at_token(builder, x, step, token), lanes_of(_F32))
-            values = call_llvm(
-                builder, "llvm.masked.load.v16f32.p0", zero.type, pointer, _I32(1), mask, zero
-            )
+            values = emit_load_first(builder, at_token(builder, x, step, token), _F32, lanes)
             return emit_fma(builder, weights, values, builder.extract_value(before, token))
 
         return each(builder, total, one)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from . import table
 from .access import delay, matrix_share
-from .intrinsics import i64, prefetch
+from .intrinsics import fetch, i64
 from .jit import inline, kernel
 from .processor import (
     atomic_add,
@@ -57,8 +57,7 @@ def wait_for(context, arrivals, ahead):
     turns = 0
     while atomic_load(barrier) < arrivals:
         if ahead != 0 and turns < FETCHES:
-            for line in range(0, FETCH, 64):
-                prefetch(ahead + turns * FETCH + line)
+            fetch(ahead + turns * FETCH, FETCH)
         if atomic_load(cancel) != 0:
             return False
         turns += 1
