@@ -180,7 +180,6 @@ def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **op
     path, text = model_and_text(model, text, options)
     tokenizer = open_tokenizer(path)
     tokens = tokenizer.encode(prompt_text(text, options))
-
     rows = [{"id": token, "piece": tokenizer.shown(token)} for token in tokens]
     if ids or as_json:
         click.echo(json.dumps(tokens if ids else rows))
@@ -356,11 +355,15 @@ def quantize_command(source: str, target: str, kind: str, **options: Any) -> Non
     from .engine.cpu import check_threads
     from .engine.measuring import costs
 
-    dry, threads = options["dry_run"], check_threads(options["threads"])
-    work = Quantization(
-        source, kind, wishes(options), options["imatrix"], options["allow_requantize"]
+    dry, threads, imatrix = (
+        options["dry_run"],
+        check_threads(options["threads"]),
+        options["imatrix"],
     )
+    work = Quantization(source, kind, wishes(options), imatrix, options["allow_requantize"])
     facts = work.facts()
+    if not dry:
+        work.check(target, options["text"])
     if options["text"] is not None:
         facts["report"] = costs(source, work.roundings(notice), options["text"], threads)
     if not dry:

@@ -56,7 +56,7 @@ def convert(
     kind = output_type(plan, outtype)
     weighing = None if imatrix is None else Weighing(imatrix)
     path = Path(target) if target is not None else Path(f"{source.name}-{kind.name}.gguf")
-    written = check_target(path)
+    written = check_target(path, [imatrix])
     # Beside a checkpoint's files its GGUF may lie, and be written anew.
     beside = written.parent == source.folder.resolve() and written.suffix != ".gguf"
     if written in {file.resolve() for file in source.files} or (beside and written.exists()):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..kernels.errors import InvalidFile, InvalidInput
-from ..kernels.files import replacing
+from ..kernels.files import check_target, replacing
 from ..kernels.formats import blocks
 from ..kernels.formats.blocks import BlockFormat
 from ..kernels.formats.finite import not_finite
@@ -25,7 +25,7 @@ from ..kernels.formats.gguf_writer import NewTensor, Progress, write_file
 from ..kernels.formats.metadata import Value
 from ..kernels.formats.part import TensorInfo
 from .ahead import Ahead, Task
-from .edit import apart, without_split
+from .edit import without_split
 from .encode import CHUNK_BYTES, encoded, size_of, spans
 from .encoders import prepare
 from .importance import Weighing
@@ -104,6 +104,11 @@ class Quantization:
                 "loses more; take an F16, BF16 or F32 file, or add --allow-requantize"
             )
 
+    def check(self, target: str | Path, *sources: str | Path | None) -> None:
+        """Raise InvalidInput where `target` cannot be written, or is read; so are `sources`."""
+        weighing = [] if self._weighing is None else [self._weighing.path]
+        check_target(target, [*(part.path for part in self.file.parts), *weighing, *sources])
+
     def write(
         self,
         target: str | Path,
@@ -117,9 +122,8 @@ class Quantization:
         be written, InvalidFile for values that are not finite or too large for their type; a file
         that was there before then stays as it is.
         """
-        path = apart(target, self.file)
-        if self._weighing is not None and path.resolve() == self._weighing.path.resolve():
-            raise InvalidInput(f"{target} is read at the same time; name another file to write")
+        self.check(target)
+        path = Path(target)
         importance = self._importance(notice)
         prepare({change.block for change in self.changes if change.is_encoded}, notice)
         work = [

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..kernels.errors import InvalidInput
+from ..kernels.files import check_target
 from .printing import bars, notice
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 
 def open_session(path: str, options: dict[str, Any]) -> Session:
     """Load the model and start a session, or go on with a saved one."""
+    if options["state_out"] is not None:
+        read = [path, options["prompt_file"], options["chat_template_file"]]
+        check_target(options["state_out"], read)
     from .model import Model
     from .session import Session
     from .snapshot import Snapshot

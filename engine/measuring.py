@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 
-from ..kernels.errors import InvalidInput
 from ..kernels.files import check_target
 from ..kernels.formats import imatrix
 from .arguments import one_of
@@ -96,11 +95,8 @@ def _text(options: dict[str, Any]) -> str:
 
 def _check_written(options: dict[str, Any], *targets: str | None) -> None:
     """Raise InvalidInput where a file would be written over one that is read."""
-    read = [options["text_file"], options["model"], options["model_option"]]
-    there = [Path(name) for name in read if name and Path(name).exists()]
-    for target in targets:
-        if target and Path(target).exists() and any(map(Path(target).samefile, there)):
-            raise InvalidInput(f"{target} is read here; name another file to write")
+    for target in filter(None, targets):
+        check_target(target, [options["text_file"], options["model"], options["model_option"]])
 
 
 def _open(options: dict[str, Any], **more: Any) -> Model:

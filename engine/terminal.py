@@ -15,7 +15,7 @@ import click
 
 from ..kernels.errors import InvalidInput
 from ..kernels.files import check_target
-from .printing import bar, rate, size, typed_size
+from .printing import bar, notice, rate, size, typed_size
 from .session import Session
 
 
@@ -85,11 +85,13 @@ def saving(session: Session, path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    check_target(path)
+    check_target(path, (part.path for part in session.model.file.parts))
     try:
         yield
     finally:
-        if not session.state.damaged:
+        if session.state.position == 0:
+            notice(f"nothing was read, and nothing is saved: {path} stays as it was")
+        elif not session.state.damaged:
             session.snapshot().save(path)
 
 

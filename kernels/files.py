@@ -8,7 +8,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import InvalidInput
@@ -16,15 +16,18 @@ from .errors import InvalidInput
 _PARTIAL = re.compile(r"\.[0-9a-f]{16}\.partial")
 
 
-def check_target(path: str | Path) -> Path:
+def check_target(path: str | Path, sources: Iterable[str | Path | None] = ()) -> Path:
     """Where a file named by the user will be written; symbolic links are followed.
 
-    Raises InvalidInput when that is a folder or a device, or lies in no folder.
+    Raises InvalidInput when that is a folder or a device, lies in no folder, or is one of
+    `sources`, which are read.
     """
     target = Path(os.path.realpath(path))
     try:
         if target.exists() and not target.is_file():
             raise InvalidInput(f"{path} is no ordinary file; name another one to write")
+        if target.exists() and any(s and Path(s).exists() and target.samefile(s) for s in sources):
+            raise InvalidInput(f"{path} is read here; name another file to write")
         if not target.parent.is_dir():
             raise InvalidInput(f"{path} cannot be written: {target.parent} is no folder")
     except OSError as error:

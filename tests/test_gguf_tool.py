@@ -231,7 +231,7 @@ def test_set_writes_beside_and_keeps_what_the_file_is(model: Path, tmp_path: Pat
     out, before = tmp_path / "out.gguf", model.read_bytes()
     assert tool("set", model, "general.name", "new", "--out", out).exit_code == 0
     assert model.read_bytes() == before and GGUF(out).metadata["general.name"] == "new"
-    assert "read at the same time" in tool("set", model, "general.name", "b", "--out", model).stderr
+    assert "is read here" in tool("set", model, "general.name", "b", "--out", model).stderr
     model.chmod(0o640)
     link = tmp_path / "link.gguf"
     link.symlink_to(model)
