@@ -62,7 +62,7 @@ class Session:
         saved = snapshot.conversation
         sampling = replace(saved.sampling, **settings)
         session = cls(model, sampling, stop or saved.stop, ignore_eos or saved.ignore_eos)
-        session.state = snapshot.state
+        session.state = snapshot.state.clone()
         session.stream = TextStream(session.stream.stops, saved.held, saved.undecoded)
         session.recent.extend(saved.recent)
         session.pending, session.parent = saved.pending, snapshot.id

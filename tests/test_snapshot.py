@@ -119,6 +119,16 @@ def test_settings_given_on_resuming_win_over_the_saved_ones(tmp_path: Path, demo
     assert (resumed.sampling.seed, resumed.sampling.temperature) == (4, 0.9)
 
 
+def test_a_snapshot_is_a_place_to_go_on_from_more_than_once(demo: keelback.Model):
+    session = keelback.Session(demo, seed=1)
+    session.feed(PROMPT)
+    snapshot = session.snapshot()
+    first, second = (keelback.Session.resume(demo, snapshot) for _ in range(2))
+    assert "".join(first.generate(20)) == "".join(second.generate(20))
+    assert first.state.block.tobytes() == second.state.block.tobytes()
+    assert snapshot.state.position == len(demo.tokenizer.encode(PROMPT))
+
+
 @pytest.fixture
 def saved(tmp_path: Path, demo: keelback.Model) -> Path:
     session = keelback.Session(demo, seed=1)
