@@ -184,10 +184,11 @@ class State:
         return self.layout.fixed_bytes + self.position * self.layout.bytes_per_token
 
     def clone(self) -> State:
-        """An independent copy: a fork of the sequence. Costs the block and the last page."""
+        """An independent copy: a fork. Costs the block, the last page and the logits."""
         full = self.position // PAGE_ROWS
         pages = self.pages[:full] + [_copied(page) for page in self.pages[full:]]
-        return replace(self, block=_copied(self.block), pages=pages)
+        logits = None if self.logits is None else self.logits.copy()
+        return replace(self, block=_copied(self.block), pages=pages, logits=logits)
 
     def tensors(self) -> dict[str, np.ndarray]:
         """All tensors by name, float32, each in its canonical shape.

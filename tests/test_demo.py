@@ -68,6 +68,7 @@ def test_an_empty_prompt_is_refused(demo: keelback.Model):
 def test_a_fork_goes_its_own_way_and_the_original_does_not_notice(demo: keelback.Model):
     logits, state = demo.forward(PROMPT_IDS)
     fork = state.clone()
+    fork.logits[:] = 0
     demo.forward([5, 6, 7], fork)
     assert state.position == len(PROMPT_IDS) and (state.logits == logits).all()
     again, _ = demo.forward([9], state)
