@@ -33,6 +33,7 @@ from .engine.printing import (
     bars,
     checked,
     described,
+    json_text,
     listed,
     notice,
     planned,
@@ -119,7 +120,7 @@ def ls_command(as_json: bool) -> None:
     from .convert.store import Store
 
     rows = Store().listing()
-    click.echo(json.dumps(rows, indent=2) if as_json else listed(rows))
+    click.echo(json_text(rows) if as_json else listed(rows))
 
 
 @main.command("rm")
@@ -142,7 +143,7 @@ def info(model: str | None, model_option: str | None, as_json: bool) -> None:
     from .engine.info import describe
 
     facts = describe(one_of(model, model_option, "model") or "demo")
-    click.echo(json.dumps(facts, indent=2) if as_json else described(facts))
+    click.echo(json_text(facts) if as_json else described(facts))
 
 
 @main.command("plan")
@@ -162,7 +163,7 @@ def plan_command(model: str | None, model_option: str | None, **options: Any) ->
         options["repack"], options["context"], options["sequences"],
         options["cache_type_k"], options["cache_type_v"], options["state_type"],
     )  # fmt: skip
-    click.echo(json.dumps(facts, indent=2) if options["as_json"] else planned(facts))
+    click.echo(json_text(facts) if options["as_json"] else planned(facts))
 
 
 @main.command()
@@ -202,7 +203,7 @@ def dump(file: str, as_json: bool, tensors: bool, full: bool) -> None:
     from .engine import dump as dumping
 
     if as_json:
-        click.echo(json.dumps(dumping.dump(file, full, tensors), indent=2))
+        click.echo(json_text(dumping.dump(file, full, tensors)))
         return
     for line in dumping.dump_lines(file, full, tensors):
         click.echo(line)
@@ -273,7 +274,7 @@ def check(files: tuple[str, ...], as_json: bool) -> None:
 
     with bars() as report:
         found = [checking.check(file, partial(report, file)) for file in files]
-    click.echo(json.dumps(found, indent=2) if as_json else checked(found))
+    click.echo(json_text(found) if as_json else checked(found))
     sys.exit(any(facts["problems"] for facts in found))
 
 
@@ -369,7 +370,7 @@ def quantize_command(source: str, target: str, kind: str, **options: Any) -> Non
     if not dry:
         with bar("quantizing") as report:
             work.write(target, threads, notice, report)
-    click.echo(json.dumps(facts, indent=2) if options["as_json"] else quantized(facts, dry))
+    click.echo(json_text(facts) if options["as_json"] else quantized(facts, dry))
 
 
 @main.command("drift")
@@ -387,7 +388,7 @@ def drift_command(model: str | None, model_option: str | None, **options: Any) -
     kinds = options["kinds"] or ("bf16", "int8", "bf16-nearest", "int8-nearest")
     with bars() as report:
         facts = drift(path, text, kinds, options["threads"], options["limit"], notice, report)
-    click.echo(json.dumps(facts, indent=2) if options["as_json"] else table(facts))
+    click.echo(json_text(facts) if options["as_json"] else table(facts))
 
 
 def _located(options: dict[str, Any]) -> str:

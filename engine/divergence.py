@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .perplexity import compare, estimate, normaliser
+from .perplexity import compare, estimate, normaliser, perplexity_of
 
 #: Log-probabilities below which the base's are not exact, and count for nothing.
 _DEEPEST = -16
@@ -37,15 +37,15 @@ def summary(values: np.ndarray) -> dict[str, Any]:
     nll, base, kl, same = values
     ours, theirs, apart = estimate(nll), estimate(base), estimate(nll - base)
     paired, diverged = compare(nll, base), estimate(kl)
-    spread = nll.std() * base.std()
+    ratio, spread = perplexity_of(apart.mean), nll.std() * base.std()
     return {
         "kl": {"mean": diverged.mean, "error": diverged.error, **_spread(kl)},
         "delta_p": _shifts(np.exp(-nll) - np.exp(-base)),
         "same_top": {"share": float(same.mean()), "error": estimate(same).error},
         "base_ppl": theirs.ppl,
         "base_ppl_error": theirs.ppl_error,
-        "ppl_ratio": math.exp(apart.mean),
-        "ppl_ratio_error": math.exp(apart.mean) * apart.error,
+        "ppl_ratio": ratio,
+        "ppl_ratio_error": ratio * apart.error,
         "ppl_difference": ours.ppl - theirs.ppl,
         "nll_difference": apart.mean,
         "nll_difference_error": apart.error,

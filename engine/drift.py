@@ -19,7 +19,7 @@ from ..kernels.statetypes import F32, STATE_TYPES
 from .backend import Progress
 from .curve import sparkline
 from .model import Model
-from .perplexity import compare, likelihoods
+from .perplexity import compare, likelihoods, perplexity_of
 from .printing import shown, size
 from .state import State
 
@@ -128,10 +128,10 @@ def _facts(reader: Reader, exact: Reader, ends: Sequence[int]) -> dict[str, Any]
     return {
         "type": reader.kind,
         "state_bytes": reader.model.layout.fixed_bytes,
-        "perplexity": math.exp(losses.mean()),
+        "perplexity": perplexity_of(losses.mean()),
         "difference": more.mean,
         "difference_error": more.error,
-        "perplexity_by_position": [math.exp(losses[a:b].mean()) for a, b in spans],
+        "perplexity_by_position": [perplexity_of(losses[a:b].mean()) for a, b in spans],
         "difference_by_position": [part.mean for part in parts],
         "difference_error_by_position": [part.error for part in parts],
         "state_error_by_position": reader.total,

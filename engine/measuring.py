@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from .evaluation import Task, evaluate
 from .evaluation_text import found_lines, running_list, statistics_lines
 from .importance import chunks_of, collect, statistics, unseen, watch
 from .model import Model
-from .printing import bars, notice, written
+from .printing import bars, json_text, notice, written
 from .report import Rounding, report
 from .terminal import read_file, read_prompt
 
@@ -31,7 +30,7 @@ def perplexity(options: dict[str, Any]) -> bool:
     model = _open(options)
     with bars() as report:
         found = evaluate(model, task, report, None if options["as_json"] else running_list)
-    shown = json.dumps(found, indent=2) if options["as_json"] else "\n".join(found_lines(found))
+    shown = json_text(found) if options["as_json"] else "\n".join(found_lines(found))
     click.echo(shown)
     return bool(found["interrupted"])
 
@@ -40,7 +39,7 @@ def collect_imatrix(options: dict[str, Any]) -> bool:
     """Collect importance and write it, or show what a file holds; whether Ctrl-C has ended it."""
     if options["shown"] is not None:
         rows = statistics(options["shown"])
-        lines = [json.dumps(rows, indent=2)] if options["as_json"] else statistics_lines(rows)
+        lines = [json_text(rows)] if options["as_json"] else statistics_lines(rows)
         click.echo("\n".join(lines))
         return False
     text, target = _text(options), Path(options["target"])

@@ -56,7 +56,7 @@ class Estimate:
     @property
     def ppl(self) -> float:
         """The perplexity."""
-        return math.exp(self.mean)
+        return perplexity_of(self.mean)
 
     @property
     def ppl_error(self) -> float:
@@ -71,6 +71,14 @@ class Difference:
     mean: float
     error: float
     blocks: int
+
+
+def perplexity_of(nll: float) -> float:
+    """The perplexity that a mean of nats comes to; infinite where it exceeds a float."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def rows_at_once(vocabulary: int, wanted: int = MAX_ROWS) -> int:

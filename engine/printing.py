@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -75,6 +76,19 @@ def typed_size(nbytes: int, kind: str) -> str:
 def written(path: Path) -> str:
     """A file that was written, and its size."""
     return f"{shown(path)}: {size(path.stat().st_size)}"
+
+
+def json_text(facts: Any) -> str:
+    """Facts as JSON; a number that is not finite, for which JSON has no word, is null."""
+    return json.dumps(_finite(facts), indent=2)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown(value: Any) -> str:
@@ -179,7 +193,7 @@ def listed(rows: list[dict[str, Any]]) -> str:
 def print_rows(rows: Iterable[dict[str, Any]], form: str) -> None:
     """Print rows of `bench` as "md", "csv", "json" or "jsonl"; all but json as they come."""
     if form == "json":
-        click.echo(json.dumps(list(rows), indent=2))
+        click.echo(json_text(list(rows)))
         return
     for i, row in enumerate(rows):
         if form == "jsonl":

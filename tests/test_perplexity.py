@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from keelback import models
 from keelback.cli import main
 from keelback.convert import convert
 from keelback.engine import perplexity
@@ -28,6 +29,7 @@ from keelback.engine.evaluation import Task, evaluate
 from keelback.engine.logits_file import Text, reading, writing
 from keelback.engine.model import Model
 from keelback.kernels.errors import InvalidFile, InvalidInput
+from rewriting import tensor
 
 WORDS = "It was the best of times, it was the worst of times, and the judge said so. " * 12
 SIZE = 24
@@ -124,6 +126,32 @@ def test_the_estimate_is_the_one_of_llamacpp():
     assert found.ppl == pytest.approx(np.exp(values.mean()))
     assert found.ppl_error == pytest.approx(found.ppl * error)
     assert perplexity.estimate(values[:1]).error == 0
+
+
+def test_what_exceeds_a_float_is_infinite_and_null_in_json(demo: Model, tmp_path: Path):
+    loud, text, base = str(tmp_path / "loud.gguf"), tmp_path / "text", str(tmp_path / "base")
+    norm = tensor(Path(models.DEMO), "output_norm.weight")
+    raw = Path(models.DEMO).read_bytes().replace(norm.tobytes(), (1000 * norm).tobytes())
+    Path(loud).write_bytes(raw)
+    text.write_text(WORDS)
+
+    def run(command: str, *options: str) -> str:
+        done = CliRunner().invoke(main, [command, "-m", loud, "-f", str(text), *options])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    def strict(told: str) -> dict:
+        return json.loads(told, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+
+    assert "PPL = inf" in run("perplexity", "-c", "32")
+    found = strict(run("perplexity", "-c", "32", "--json"))
+    assert found["ppl"] is None and None in found["chunks"] and found["nll"] > 709
+    measure(demo, tokens=60, base=base)
+    found = strict(run("perplexity", "--kl-divergence", "--kl-divergence-base", base, "--json"))
+    assert found["divergence"]["ppl_ratio"] is None and found["divergence"]["base_ppl"] > 1
+    few = ("-n", "200", "--state-type", "bf16")
+    assert " inf " in run("drift", *few)
+    assert strict(run("drift", *few, "--json"))["types"][1]["perplexity"] is None
 
 
 def test_a_comparison_takes_what_is_common_out_and_counts_blocks():
