@@ -40,7 +40,7 @@ def encode_chat(
 
     BOS is there where the template writes it, as in transformers. Raises InvalidInput for a model
     without a template and messages nested too deeply, InvalidFile for a template that writes
-    nothing, and what `render` raises.
+    nothing and for a BOS or EOS that has no text, and what `render` raises.
     """
     from .template import render  # most runs are no conversation, and subprocess takes time
 
@@ -53,10 +53,6 @@ def encode_chat(
             f"{model.file.path} holds no {lacks}, so it knows no messages; give a plain prompt"
         )
     marks = Marks(tokenizer.control_texts)
-
-    def spelled(token: int | None) -> str | None:
-        return None if token is None else tokenizer.piece(token, skip_special=False).decode()
-
     try:
         marked = [marks.around(value) for value in (messages, tools, variables or {})]
     except RecursionError:
@@ -66,14 +62,25 @@ def encode_chat(
         marked[0],
         origin=origin,
         tools=marked[1],
-        bos_token=spelled(tokenizer.bos_id),
-        eos_token=spelled(tokenizer.eos_id),
+        bos_token=_spelled(model, "bos", tokenizer.bos_id),
+        eos_token=_spelled(model, "eos", tokenizer.eos_id),
         variables=marked[2],
     )
     ids = tokenizer.encode_parts(marks.parts(text), add_special=False)
     if not ids:
         raise InvalidFile(f"{origin} makes an empty prompt of these messages; give another one")
     return ids
+
+
+def _spelled(model: Model, name: str, token: int | None) -> str | None:
+    """The text by which a template writes BOS or EOS."""
+    try:
+        return None if token is None else model.tokenizer.piece(token, skip_special=False).decode()
+    except UnicodeDecodeError:
+        raise InvalidFile(
+            f"tokenizer.ggml.{name}_token_id of {model.file.path} is {token}, a part of a "
+            "character, which no chat template can write; name another token with gguf set"
+        ) from None
 
 
 def turn_encoder(model: Model, options: Mapping[str, Any]) -> Callable[[str], list[int]] | None:

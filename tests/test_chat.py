@@ -25,7 +25,7 @@ ATTACKS = [
 ]  # fmt: skip
 
 
-def model(kind: str = "gpt2", template: str | None = TEMPLATE) -> Any:
+def model(kind: str = "gpt2", template: str | None = TEMPLATE, eos: int = 1) -> Any:
     """What `encode_chat` needs of a model: a vocabulary of single characters and specials."""
     letters = [chr(code) for code in [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x144)]]
     texts = [*CONTROLS, USER_DEFINED, *letters]
@@ -34,7 +34,7 @@ def model(kind: str = "gpt2", template: str | None = TEMPLATE) -> Any:
         "tokenizer.ggml.model": kind, "tokenizer.ggml.pre": "gpt-2",
         "tokenizer.ggml.tokens": texts, "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.merges": [], "tokenizer.ggml.bos_token_id": 0,
-        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": eos,
     }  # fmt: skip
     if template is not None:
         metadata["tokenizer.chat_template"] = template
@@ -104,3 +104,9 @@ def test_a_model_without_a_template_or_a_wrong_one_is_named():
         encode_chat(model("none"), [])
     with pytest.raises(InvalidFile, match=r"tokenizer\.chat_template of some\.gguf cannot be used"):
         encode_chat(model(template="{% x %}"), [])
+
+
+def test_an_end_of_text_that_is_half_a_character_is_named():
+    half = model().tokenizer.encode("é", add_special=False)[0]
+    with pytest.raises(InvalidFile, match=rf"eos_token_id of some\.gguf is {half}, a part of"):
+        encode_chat(model(eos=half), [])
