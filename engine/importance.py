@@ -8,7 +8,7 @@ chosen as llama.cpp's tools/imatrix does it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,9 @@ def collect(
     progress("collecting", 0, len(chunks))
     try:
         for first in range(0, len(chunks), at_once):
-            for state in _read(model, begun(model, chunks[first : first + at_once]), rows, head):
-                for ref, total in totals.items():
-                    total += state.view(ref)
-                done += 1
+            states = _read(model, begun(model, chunks[first : first + at_once]), rows, head)
+            # In one statement, so that Ctrl-C leaves whole chunks and their number.
+            totals, done = _added(totals, states), done + len(states)
             progress("collecting", done, len(chunks))
     except KeyboardInterrupt:
         if not done:
@@ -104,6 +103,12 @@ def _read(model: Model, ids: np.ndarray, rows: int, head: bool) -> list[State]:
         part = list(ids[:, start : start + step])
         _, states = model.forward_batch(part, states, "all" if head else "last")
     return states
+
+
+def _added(
+    totals: Mapping[StateRef, np.ndarray], states: Sequence[State]
+) -> dict[StateRef, np.ndarray]:
+    return {ref: sum((state.view(ref) for state in states), total) for ref, total in totals.items()}
 
 
 def _importance(

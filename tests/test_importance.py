@@ -21,6 +21,7 @@ from keelback.convert import convert
 from keelback.engine.importance import chunks_of, collect, statistics, watch
 from keelback.engine.model import Model
 from keelback.engine.reference import NumpyBackend
+from keelback.engine.state import State
 from keelback.kernels.errors import InvalidInput
 from keelback.kernels.formats import imatrix
 from keelback.kernels.formats.imatrix import Importance
@@ -147,6 +148,25 @@ def test_ctrl_c_keeps_the_chunks_that_were_read(tiny_file, monkeypatch):
     calls[:] = [1, 1]
     with pytest.raises(KeyboardInterrupt):
         collect(model, found, chunks, lambda *_: None)
+
+
+def test_ctrl_c_adds_all_of_a_chunk_or_none(tiny_file, monkeypatch):
+    """As a signal does it, between two tensors of the second chunk."""
+    model, found = watched(tiny_file("mamba2-q8", "f32"))
+    tensors = len({ref for refs in found.values() for ref in refs})
+    view, calls = State.view, []
+
+    def pressed(self, ref):
+        calls.append(ref)
+        if len(calls) == tensors + 2:
+            raise KeyboardInterrupt
+        return view(self, ref)
+
+    monkeypatch.setattr(State, "view", pressed)
+    chunks = chunks_for("mamba2-q8")
+    kept, interrupted = collect(model, found, chunks, lambda *_: None, batch=SIZE)
+    assert interrupted and kept.chunks == 1 and len(calls) == tensors + 2
+    assert all(count == SIZE for counts in kept.counts.values() for count in counts)
 
 
 def test_texts_are_cut_as_llamacpp_cuts_them(demo: Model):
