@@ -20,23 +20,24 @@ from ..kernels.errors import InvalidInput
 #: Seeds are unsigned 64-bit numbers.
 SEEDS = 1 << 64
 
-
 # The settings that are numbers: kind, smallest, largest.
-_RANGES: dict[str, tuple[Any, float, float]] = {
-    "temperature": (numbers.Real, 0, 1e6),
-    "top_k": (numbers.Integral, 0, 1 << 31),
-    "top_p": (numbers.Real, 0, 1),
-    "min_p": (numbers.Real, 0, 1),
-    "repeat_penalty": (numbers.Real, 1e-6, 1e6),
-    "presence_penalty": (numbers.Real, -1e6, 1e6),
-    "frequency_penalty": (numbers.Real, -1e6, 1e6),
-    "repeat_last_n": (numbers.Integral, 0, 1 << 20),
-    "seed": (numbers.Integral, 0, SEEDS - 1),
+_RANGES: dict[str, tuple[type, float, float]] = {
+    "temperature": (float, 0, 1e6),
+    "top_k": (int, 0, 1 << 31),
+    "top_p": (float, 0, 1),
+    "min_p": (float, 0, 1),
+    "repeat_penalty": (float, 1e-6, 1e6),
+    "presence_penalty": (float, -1e6, 1e6),
+    "frequency_penalty": (float, -1e6, 1e6),
+    "repeat_last_n": (int, 0, 1 << 20),
+    "seed": (int, 0, SEEDS - 1),
 }
+# What those may come as: NumPy's are numbers too.
+_ACCEPTED = {float: numbers.Real, int: numbers.Integral}
 
 
-def _within(value: Any, kind: Any, low: float, high: float) -> bool:
-    number = isinstance(value, kind) and not isinstance(value, bool)
+def _within(value: Any, kind: type, low: float, high: float) -> bool:
+    number = isinstance(value, _ACCEPTED[kind]) and not isinstance(value, bool)
     return number and bool(low <= value <= high)
 
 
@@ -62,14 +63,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, (kind, low, high) in _RANGES.items():
-            if not _within(getattr(self, name), kind, low, high):
-                value = getattr(self, name)
+            value = getattr(self, name)
+            if not _within(value, kind, low, high):
                 raise InvalidInput(f"{name} is {value!r}; give a number from {low} to {high}")
+            object.__setattr__(self, name, kind(value))
         for token, amount in self.logit_bias.items():
             # Minus infinity bans a token; NaN is no number at all.
             known = isinstance(amount, numbers.Real) and amount < float("inf")
             if not (known and isinstance(token, numbers.Integral)):
                 raise InvalidInput(f"logit_bias gives {token!r} {amount!r}; give ids and numbers")
+        bias = {int(token): float(amount) for token, amount in self.logit_bias.items()}
+        object.__setattr__(self, "logit_bias", bias)
 
     def steps(self) -> list[Step]:
         """The steps in the order in which they are taken."""

@@ -163,9 +163,8 @@ class Snapshot:
 
     def _facts(self) -> str:
         saved = self.conversation
-        bias = {int(token): float(amount) for token, amount in saved.sampling.logit_bias.items()}
         conversation = {
-            "sampling": {**dataclasses.asdict(saved.sampling), "logit_bias": bias},
+            "sampling": dataclasses.asdict(saved.sampling),
             "stop": saved.stop,
             "ignore_eos": saved.ignore_eos,
             "pending": saved.pending,
@@ -183,8 +182,7 @@ class Snapshot:
             "note": self.note,
             "conversation": conversation,
         }
-        # Settings may be NumPy's numbers.
-        return json.dumps(facts, default=lambda number: number.item())
+        return json.dumps(facts)
 
 
 @contextlib.contextmanager

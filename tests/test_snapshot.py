@@ -119,6 +119,20 @@ def test_settings_given_on_resuming_win_over_the_saved_ones(tmp_path: Path, demo
     assert (resumed.sampling.seed, resumed.sampling.temperature) == (4, 0.9)
 
 
+def test_settings_may_be_numpys_numbers(tmp_path: Path, demo: keelback.Model):
+    numbers = {
+        "repeat_last_n": np.int64(8), "top_k": np.int32(5), "seed": np.uint64(1 << 63),
+        "temperature": np.float32(0.5), "logit_bias": {np.int64(7): np.float32(0.25)},
+    }  # fmt: skip
+    session = keelback.Session(demo, keelback.Sampling(**numbers))
+    session.feed(PROMPT)
+    session.next_token()
+    session.snapshot().save(tmp_path / "s")
+    plain = dict(repeat_last_n=8, top_k=5, seed=1 << 63, temperature=0.5, logit_bias={7: 0.25})
+    kept = keelback.Snapshot.load(tmp_path / "s", demo).conversation.sampling
+    assert kept == session.sampling == keelback.Sampling(**plain)
+
+
 def test_a_snapshot_is_a_place_to_go_on_from_more_than_once(demo: keelback.Model):
     session = keelback.Session(demo, seed=1)
     session.feed(PROMPT)
