@@ -132,8 +132,9 @@ class Model:
         (vocabulary,); "all" those behind every id, (T, vocabulary). `progress` is told the number
         of ids read after each chunk. Raises InvalidInput for ids out of range, NumericalError when
         logits are not finite, KeyboardInterrupt when Ctrl-C or `cancel` ends it. The state is then
-        as it was before the chunk of up to MAX_ROWS ids that was being read; but a single id that
-        leads to no finite logits leaves it damaged, and it is refused from then on.
+        as it was before the chunk of up to MAX_ROWS ids that was being read. But a chunk of one id
+        is always read to its end, which `state.position` then shows; where it leads to no finite
+        logits, the state is damaged, and it is refused from then on.
         """
         state = self.new_state() if state is None else state
         cancel = CancelFlag() if cancel is None else cancel
