@@ -9,7 +9,7 @@ one forward at a time, for those of a long text fit into no memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -164,17 +164,6 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
     """Of rows of logits: (R, vocabulary) float32."""
     totals = np.array([normaliser(row) for row in logits], np.float32)
     return logits - totals[:, None]
-
-
-def scores(model: Model, ids: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Negative log-likelihoods of a text read in one pass, as they come.
-
-    ids: (T,), T >= 2. Yields positions of a token and the values (R,) from there on, float64; the
-    first is of position 1. Raises InvalidInput for ids that the model does not know.
-    """
-    known = model.checked_ids(ids)
-    for rows in carried(model, known):
-        yield rows.first, likelihoods(rows.logits, rows.targets)
 
 
 def estimate(values: np.ndarray) -> Estimate:

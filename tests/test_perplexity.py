@@ -96,14 +96,6 @@ def test_chunks_follow_llamacpps_rule_however_many_are_read_at_once(demo, ids, r
     assert (places % SIZE > SIZE // 2).all() and (np.diff(places) > 0).all()
 
 
-def test_scores_are_what_others_call(demo, ids):
-    found = list(perplexity.scores(demo, ids[:40].tolist()))
-    assert [first for first, _ in found] == [1]
-    assert np.abs(found[0][1] - carried_by_definition(demo, ids[:40])).max() < 1e-6
-    with pytest.raises(InvalidInput, match="id 2048"):
-        next(perplexity.scores(demo, [1, 2048]))
-
-
 def test_a_large_vocabulary_makes_forwards_smaller():
     assert perplexity.rows_at_once(2048) == 512 and perplexity.rows_at_once(2048, 100) == 100
     assert perplexity.rows_at_once(248_320) * 248_320 * 4 <= 64 << 20
