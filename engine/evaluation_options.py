@@ -82,9 +82,13 @@ def imatrix_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--process-output", "head", is_flag=True, help="Also of the output matrix."
         ),
-        click.option("--chunks", type=int, metavar="K", help="The first K chunks of the text."),
         click.option(
-            *("-c", "--ctx-size", "chunk"), type=int, metavar="N", default=512, show_default=True,
+            "--chunks", type=click.IntRange(min=1), metavar="K",
+            help="The first K chunks of the text.",
+        ),
+        click.option(
+            *("-c", "--ctx-size", "chunk"),
+            type=click.IntRange(min=1), metavar="N", default=512, show_default=True,
             help="Tokens of a chunk; chunks know nothing of each other.",
         ),
         click.option(

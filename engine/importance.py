@@ -127,13 +127,8 @@ def chunks_of(model: Model, text: str, size: int, most: int | None, special: boo
     """The whole chunks of a text, `most` at most: (n, size) int64.
 
     special: whether the texts of control tokens stand for these. Raises InvalidInput for a text of
-    less than one chunk, and for numbers that cannot be meant.
+    less than one chunk.
     """
-    for flag, value in (("-c", size), ("--chunks", most)):
-        if value is not None and value < 1:
-            raise InvalidInput(f"{flag} {value} collects nothing; give 1 or more")
-    if not text:
-        raise InvalidInput("there is no text to collect from; give a file (-f) or a pipe")
     ids = np.array(model.tokenizer.encode(text.removesuffix("\n"), parse_special=special), np.int64)
     if model.tokenizer.add_eos:
         ids = ids[:-1]

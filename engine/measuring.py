@@ -48,7 +48,9 @@ def collect_imatrix(options: dict[str, Any]) -> bool:
     more = [(imatrix.read(path), path) for path in options["added"]]
     # What cannot be added is refused before a long text is read.
     found, interrupted = _sum(imatrix.Importance(), more), False
-    if text or not more:
+    if not text and not more:
+        raise InvalidInput("there is no text to collect from; give a file (-f) or a pipe")
+    if text:
         found, interrupted = _collected(options, text)
         found = _sum(found, more)
     for sentence in unseen(found):

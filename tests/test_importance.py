@@ -176,9 +176,8 @@ def test_texts_are_cut_as_llamacpp_cuts_them(demo: Model):
     assert len(chunks_of(demo, WORDS, 16, 2, False)) == 2
     assert chunks_of(demo, "</s>" * 9, 4, 1, True)[0, 1:].tolist() == [2, 2, 2]
     assert 2 not in chunks_of(demo, "</s>" * 9, 4, None, False)
-    for text, size, most in (("", 4, 1), ("a", 512, 1), ("a", 0, 1), ("a", 4, 0)):
-        with pytest.raises(InvalidInput):
-            chunks_of(demo, text, size, most, False)
+    with pytest.raises(InvalidInput, match="too short"):
+        chunks_of(demo, "a", 512, 1, False)
 
 
 def test_the_command_writes_a_file_and_shows_it(tmp_path: Path):
@@ -264,7 +263,6 @@ def test_no_file_is_written_over_one_that_is_read(tmp_path: Path):
 
 
 BAD = {
-    "no text": ((), "there is no text to collect from"),
     "a short text": (("-f", __file__, "-c", "1000000"), "too short"),
     "no target": (("-f", __file__, "-o", "nowhere/x"), "nowhere is no folder"),
     "no such file": (("--show-statistics", "nowhere"), "nowhere"),
@@ -279,6 +277,17 @@ def test_bad_input_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     done = CliRunner().invoke(main, ["imatrix", *arguments])
     assert done.exit_code == 1 and not done.stdout and not list(tmp_path.iterdir())
     assert said in done.stderr and done.stderr.count("Error: ") == 1
+
+
+def test_what_cannot_be_meant_is_refused_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(Model, "__init__", lambda *_, **__: pytest.fail("a model is loaded"))
+    for options, said in (
+        (("-f", __file__, "-c", "0"), "'-c' / '--ctx-size': 0 is not"),
+        (("-f", __file__, "--chunks", "0"), "'--chunks': 0 is not"),
+        ((), "there is no text"),
+    ):
+        done = run_imatrix(*options)
+        assert done.exit_code in (1, 2) and said in done.stderr
 
 
 @pytest.mark.parametrize("name", ["mamba-tiny-lit", "mamba2-tiny"])
