@@ -27,7 +27,9 @@ from .perplexity import (
     Rows,
     carried,
     chunked,
+    chunks_of,
     estimate,
+    ids_of,
     likelihoods,
     rows_at_once,
 )
@@ -158,15 +160,11 @@ def evaluate(
 def _text(model: Model, task: Task) -> Text:
     """The tokens that are asked for; control tokens that the text spells are plain text."""
     size = task.chunk_size
-    # llama.cpp leaves a text's last line break out.
-    text = task.text if size is None else task.text.removesuffix("\n")
-    ids = np.array(model.tokenizer.encode(text, parse_special=False), np.int64)
-    if model.tokenizer.add_eos:
-        ids = ids[:-1]
-    wanted = task.tokens
-    if size is not None:
-        wanted = min(len(ids) // size, task.chunks or len(ids)) * size
-    return _checked(Text(ids[:wanted], model.vocabulary, size), len(ids[: task.tokens]))
+    if size is None:
+        ids = ids_of(model, task.text)[: task.tokens]
+    else:
+        ids = chunks_of(model, task.text, size, task.chunks).reshape(-1)
+    return _checked(Text(ids, model.vocabulary, size))
 
 
 def _text_of(base: LogitsFile, model: Model, task: Task) -> Text:
@@ -184,13 +182,13 @@ def _text_of(base: LogitsFile, model: Model, task: Task) -> Text:
             f"{base.path} was written for chunks of {text.size}; leave -c and --tokens out"
         )
     wanted = task.tokens if text.size is None else task.chunks and task.chunks * text.size
-    return _checked(Text(text.ids[:wanted], text.vocabulary, text.size), len(text.ids[:wanted]))
+    return _checked(Text(text.ids[:wanted], text.vocabulary, text.size))
 
 
-def _checked(text: Text, tokens: int) -> Text:
+def _checked(text: Text) -> Text:
     if text.rows < 1:
         raise InvalidInput(
-            f"{tokens} tokens are too few to measure with; {text.size or 2} are needed"
+            f"{len(text.ids)} tokens are too few to measure with; {text.size or 2} are needed"
         )
     return text
 

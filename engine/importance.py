@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.errors import InvalidInput
 from ..kernels.formats.imatrix import Importance
 from ..kernels.op import catalogue
 from ..models.graph import Graph, Node, StateRef
@@ -121,24 +120,6 @@ def _importance(
         found.sums[name] = total[:, :-1].astype(np.float32)
         found.counts[name] = total[:, -1].astype(np.float32)
     return found
-
-
-def chunks_of(model: Model, text: str, size: int, most: int | None, special: bool) -> np.ndarray:
-    """The whole chunks of a text, `most` at most: (n, size) int64.
-
-    special: whether the texts of control tokens stand for these. Raises InvalidInput for a text of
-    less than one chunk.
-    """
-    ids = np.array(model.tokenizer.encode(text.removesuffix("\n"), parse_special=special), np.int64)
-    if model.tokenizer.add_eos:
-        ids = ids[:-1]
-    count = len(ids) // size
-    if not count:
-        raise InvalidInput(
-            f"the text is too short: it has {len(ids)} tokens, and a chunk has {size}; give a "
-            "longer one, or less with -c"
-        )
-    return ids[: count * size].reshape(count, size)[:most]
 
 
 def unseen(importance: Importance) -> list[str]:

@@ -13,8 +13,9 @@ from ..kernels.formats import imatrix
 from .arguments import one_of
 from .evaluation import Task, evaluate
 from .evaluation_text import found_lines, running_list, statistics_lines
-from .importance import chunks_of, collect, statistics, unseen, watch
+from .importance import collect, statistics, unseen, watch
 from .model import Model
+from .perplexity import chunks_of
 from .printing import bars, json_text, notice, written
 from .report import Rounding, report
 from .terminal import read_file, read_prompt

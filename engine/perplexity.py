@@ -86,6 +86,32 @@ def rows_at_once(vocabulary: int, wanted: int = MAX_ROWS) -> int:
     return max(1, min(wanted, MAX_ROWS, _LOGITS // (4 * vocabulary)))
 
 
+def ids_of(model: Model, text: str, special: bool = False) -> np.ndarray:
+    """The ids of a text, (T,) int64, without the EOS that some files want behind it.
+
+    special: whether the texts of control tokens stand for these.
+    """
+    ids = np.array(model.tokenizer.encode(text, parse_special=special), np.int64)
+    return ids[:-1] if model.tokenizer.add_eos else ids
+
+
+def chunks_of(
+    model: Model, text: str, size: int, most: int | None = None, special: bool = False
+) -> np.ndarray:
+    """The whole chunks that llama.cpp cuts a text into, `most` at most: (n, size) int64.
+
+    It leaves a last line break out. Raises InvalidInput for a text of less than one chunk.
+    """
+    ids = ids_of(model, text.removesuffix("\n"), special)
+    count = len(ids) // size
+    if not count:
+        raise InvalidInput(
+            f"the text is too short: it has {len(ids)} tokens, and a chunk has {size}; give a "
+            "longer one, or less with -c"
+        )
+    return ids[: count * size].reshape(count, size)[:most]
+
+
 def carried(
     model: Model, ids: np.ndarray, rows: int | None = None, state: State | None = None
 ) -> Iterator[Rows]:

@@ -18,8 +18,9 @@ from click.testing import CliRunner
 import tiny
 from keelback.cli import main
 from keelback.convert import convert
-from keelback.engine.importance import chunks_of, collect, statistics, watch
+from keelback.engine.importance import collect, statistics, watch
 from keelback.engine.model import Model
+from keelback.engine.perplexity import chunks_of
 from keelback.engine.reference import NumpyBackend
 from keelback.engine.state import State
 from keelback.kernels.errors import InvalidInput

@@ -403,7 +403,7 @@ BAD = {
     "a base in no folder": (("-f", __file__, "--kl-divergence-base", "no/x"), "no is no folder"),
     "no tokens": (("-f", __file__, "--tokens", "-3"), "--tokens -3"),
     "one token": (("-f", __file__, "--tokens", "1"), "too few"),
-    "chunks that are longer": (("-f", __file__, "-c", "1000000"), "too few"),
+    "chunks that are longer": (("-f", __file__, "-c", "1000000"), "too short"),
     "two ways": (("-f", __file__, "--tokens", "9", "-c", "8"), "--tokens is for one pass"),
     "another picture": (("-f", __file__, "--plot", "x.png"), "drawn as SVG"),
     "no base": (("--kl-divergence",), "needs the file"),

@@ -26,9 +26,9 @@ import numpy as np
 from keelback.convert.mixture import Wishes
 from keelback.convert.quantize import Quantization
 from keelback.engine.divergence import diverge
-from keelback.engine.importance import chunks_of, collect, watch
+from keelback.engine.importance import collect, watch
 from keelback.engine.model import Model
-from keelback.engine.perplexity import carried, compare, estimate, log_probabilities
+from keelback.engine.perplexity import carried, chunks_of, compare, estimate, log_probabilities
 from keelback.kernels.formats import imatrix
 
 TYPES = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS"
