@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,9 @@ def drift(
     that has no state to round.
     """
     types = [F32.name, *(kind for kind in STATE_TYPES if kind in kinds and kind != F32.name)]
-    first = Model(path, threads, notice=notice, progress=progress)
+    # Weights stay in the file: its pages are all the models' together.
+    load = partial(Model, path, threads, notice=notice, repack=False)
+    first = load(progress=progress)
     names = [ref.name for ref in first.graph.states if ref in first.graph.typed_states]
     if not names:
         raise InvalidInput(f"{path} has no recurrence, so there is no state to round")
@@ -86,7 +89,7 @@ def drift(
         raise InvalidInput(
             f"the text has {len(ids)} tokens; drift shows in thousands, so give a longer one"
         )
-    models = [first, *(Model(path, threads, notice=notice, state_type=kind) for kind in types[1:])]
+    models = [first, *(load(state_type=kind) for kind in types[1:])]
     readers = [
         Reader(kind, model, model.new_state()) for kind, model in zip(types, models, strict=True)
     ]

@@ -21,6 +21,7 @@ from keelback.cli import main
 from keelback.engine import snapshot as snapshots
 from keelback.engine.model import Model
 from keelback.engine.state import State
+from keelback.engine.weights import WeightStore
 from keelback.kernels.statetypes import BF16, F32, INT8, STATE_TYPES, StateType
 from keelback.models.graph import Graph
 
@@ -316,6 +317,11 @@ def test_drift_is_a_table_too(text):
     lines = done.stdout.splitlines()
     assert any(line.startswith("int8-nearest") for line in lines)
     assert len([line for line in lines if line.startswith("blk.")]) > 1
+
+
+def test_drift_keeps_no_weights_for_each_type(text, monkeypatch):
+    monkeypatch.setattr(WeightStore, "_panels", lambda *_: pytest.fail("panels of its own"))
+    assert drift("-f", text, "-n", "200").exit_code == 0
 
 
 def test_drift_needs_a_text(tmp_path: Path):
