@@ -225,8 +225,11 @@ def _check_types(path: Path, facts: dict[str, Any], model: Model) -> None:
     """What was read is kept as it was: rounding it anew would change what is remembered."""
     kind = facts.get("state_type", F32.name)
     if kind != model.layout.state_type:
-        kind = str(kind)[:10]
-        raise InvalidFile(f"{path} keeps states as {kind}; load the model with --state-type {kind}")
+        kind = str(kind)[:12]
+        # No command rounds to the nearest, for a state that does forgets what is small.
+        nearest = kind.endswith("-nearest")
+        remedy = f"load(..., state_type={kind!r})" if nearest else f"--state-type {kind}"
+        raise InvalidFile(f"{path} keeps states as {kind}; load the model with {remedy}")
     theirs, ours = facts["cache_types"], model.layout.type_names
     if theirs != ours:
         kept = {kind: str(theirs[kind])[:10] for kind in ours}

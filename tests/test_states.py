@@ -149,6 +149,13 @@ def test_a_state_of_another_type_is_refused_with_a_remedy(typed, at_once, tmp_pa
                 typed("mamba2-q8", kind).forward([4], saved[other])
 
 
+def test_a_state_that_no_command_makes_is_refused_with_a_remedy_of_the_library(typed, tmp_path):
+    _, state = typed("mamba2-q8", "int8-nearest").forward([1, 2, 3])
+    state.save(tmp_path / "nearest")
+    with pytest.raises(keelback.InvalidFile, match=r"load\(\.\.\., state_type='int8-nearest'\)"):
+        State.load(tmp_path / "nearest", typed("mamba2-q8", "int8"))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_snapshot_that_lies_about_its_type_gets_a_sentence(typed, tmp_path, monkeypatch, kind):
     _, state = typed("mamba2-q8", "f32").forward([1, 2, 3])
