@@ -14,12 +14,11 @@ import click
 
 from .engine.arguments import model_and_text, one_of, open_session, prompt_text
 from .engine.commands import INTERRUPTED, Commands
-from .engine.evaluation_options import imatrix_options, perplexity_options
+from .engine.evaluation_options import drift_options, imatrix_options, perplexity_options
 from .engine.options import (
     bench_options,
     chat_options,
     convert_options,
-    drift_options,
     memory_options,
     model_options,
     plan_options,
@@ -376,19 +375,14 @@ def quantize_command(source: str, target: str, kind: str, **options: Any) -> Non
 @main.command("drift")
 @click.argument("model", required=False)
 @drift_options
-def drift_command(model: str | None, model_option: str | None, **options: Any) -> None:
+def drift_command(**options: Any) -> None:
     """Show what rounding states does to perplexity and to the states, by position in a text.
 
     "-nearest" types are there to compare with: rounded to the nearest, what is small is lost.
     """
-    from .engine.drift import drift, table
-    from .engine.terminal import read_file
+    from .engine.measuring import compare_states
 
-    path, text = one_of(model, model_option, "model") or "demo", read_file(options["text"])
-    kinds = options["kinds"] or ("bf16", "int8", "bf16-nearest", "int8-nearest")
-    with bars() as report:
-        facts = drift(path, text, kinds, options["threads"], options["limit"], notice, report)
-    click.echo(json_text(facts) if options["as_json"] else table(facts))
+    compare_states(options)
 
 
 def _located(options: dict[str, Any]) -> str:

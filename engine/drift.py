@@ -18,10 +18,8 @@ import numpy as np
 from ..kernels.errors import InvalidInput
 from ..kernels.statetypes import F32, STATE_TYPES
 from .backend import Progress
-from .curve import sparkline
 from .model import Model
 from .perplexity import compare, likelihoods, perplexity_of
-from .printing import shown, size
 from .state import State
 
 #: Tokens of a forward, for the logits of all its rows are wanted.
@@ -144,37 +142,3 @@ def _facts(reader: Reader, exact: Reader, ends: Sequence[int]) -> dict[str, Any]
 
 def _ratio(off: float, norm: float) -> float:
     return math.sqrt(off / norm) if norm else math.sqrt(off)
-
-
-# ---- as a table
-
-
-def table(facts: dict[str, Any]) -> str:
-    """What `drift` found: a line a type, then perplexity by position, then errors by tensor."""
-    types, ends = facts["types"], facts["positions"]
-    wide = max(len(row["type"]) for row in types)
-    lines = [
-        f"{shown(facts['file'])}: {facts['tokens']} tokens in {len(ends)} parts",
-        f"{'states':{wide}} {'size':>11} {'perplexity':>11} {'nats over f32':>19}  "
-        "error of the state, first part to last",
-    ]
-    for row in types:
-        errors = row["state_error_by_position"]
-        line = f"{row['type']:{wide}} {size(row['state_bytes']):>11} {row['perplexity']:>11.4f}"
-        if row["type"] != F32.name:
-            line += f" {row['difference']:+9.5f} ± {row['difference_error']:.5f}  "
-            line += f"{errors[0]:7.2%} {sparkline(errors, 0)} {errors[-1]:7.2%}"
-        lines.append(line)
-    head = " ".join(f"{row['type']:>13}" for row in types)
-    lines.append(f"\n{'perplexity to token':20} {head}")
-    for part, end in enumerate(ends):
-        cells = " ".join(f"{row['perplexity_by_position'][part]:13.4f}" for row in types)
-        lines.append(f"{end:20} {cells}")
-    rounded = types[1:]
-    if rounded:
-        head = " ".join(f"{row['type']:>13}" for row in rounded)
-        lines.append(f"\n{'error at the end':20} {head}")
-        for i, name in enumerate(facts["tensors"]):
-            cells = " ".join(f"{row['state_error_by_tensor'][-1][i]:13.2%}" for row in rounded)
-            lines.append(f"{shown(name):20} {cells}")
-    return "\n".join(lines)

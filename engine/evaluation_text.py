@@ -1,4 +1,4 @@
-"""What `perplexity` and `imatrix` found, as lines on a terminal."""
+"""What `perplexity`, `imatrix` and `drift` found, as lines on a terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import click
 
 from ..kernels.errors import printable
 from .curve import sparkline
+from .printing import size
 
 _WIDTH = 26
 
@@ -73,3 +74,34 @@ def statistics_lines(rows: list[dict[str, Any]]) -> list[str]:
             f"{row['evenness']:8.1%}{missing}"
         )
     return lines
+
+
+def drift_lines(facts: dict[str, Any]) -> list[str]:
+    """A table of what `drift` found: a line a type, then perplexity by position, then errors."""
+    types, ends = facts["types"], facts["positions"]
+    wide = max(len(row["type"]) for row in types)
+    lines = [
+        f"{printable(facts['file'])}: {facts['tokens']} tokens in {len(ends)} parts",
+        f"{'states':{wide}} {'size':>11} {'perplexity':>11} {'nats over f32':>19}  "
+        "error of the state, first part to last",
+    ]
+    for i, row in enumerate(types):
+        errors = row["state_error_by_position"]
+        line = f"{row['type']:{wide}} {size(row['state_bytes']):>11} {row['perplexity']:>11.4f}"
+        if i:
+            line += f" {row['difference']:+9.5f} ± {row['difference_error']:.5f}  "
+            line += f"{errors[0]:7.2%} {sparkline(errors, 0)} {errors[-1]:7.2%}"
+        lines.append(line)
+    lines.append(f"\n{'perplexity to token':20} {_head(types)}")
+    for part, end in enumerate(ends):
+        cells = " ".join(f"{row['perplexity_by_position'][part]:13.4f}" for row in types)
+        lines.append(f"{end:20} {cells}")
+    lines.append(f"\n{'error at the end':20} {_head(types[1:])}")
+    for i, name in enumerate(facts["tensors"]):
+        cells = " ".join(f"{row['state_error_by_tensor'][-1][i]:13.2%}" for row in types[1:])
+        lines.append(f"{printable(name):20} {cells}")
+    return lines
+
+
+def _head(types: list[dict[str, Any]]) -> str:
+    return " ".join(f"{row['type']:>13}" for row in types)

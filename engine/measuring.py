@@ -10,9 +10,11 @@ import click
 
 from ..kernels.files import check_target
 from ..kernels.formats import imatrix
+from ..kernels.statetypes import STATE_TYPES
 from .arguments import one_of
+from .drift import drift
 from .evaluation import Task, evaluate
-from .evaluation_text import found_lines, running_list, statistics_lines
+from .evaluation_text import drift_lines, found_lines, running_list, statistics_lines
 from .importance import collect, statistics, unseen, watch
 from .model import Model
 from .perplexity import chunks_of
@@ -82,6 +84,16 @@ def _sum(
     return found
 
 
+def compare_states(options: dict[str, Any]) -> None:
+    """Show what types of states other than float32 cost over a text."""
+    text, kinds = read_file(options["text"]), options["kinds"] or tuple(STATE_TYPES)
+    with bars() as report:
+        facts = drift(
+            _path(options), text, kinds, options["threads"], options["limit"], notice, report
+        )
+    click.echo(json_text(facts) if options["as_json"] else "\n".join(drift_lines(facts)))
+
+
 def costs(
     path: str, roundings: Iterable[tuple[Any, ...]], file: str, threads: int
 ) -> list[dict[str, Any]]:
@@ -102,10 +114,14 @@ def _check_written(options: dict[str, Any], *targets: str | None) -> None:
 
 
 def _open(options: dict[str, Any], **more: Any) -> Model:
-    path = one_of(options["model"], options["model_option"], "model") or "demo"
     names = ("repack", "max_ram", "cache_type_k", "cache_type_v")
     settings = {name: options[name] for name in names}
     with bars(wiped=False) as report:
         return Model(
-            path, options["threads"], notice=notice, progress=report, text=True, **settings, **more
-        )
+            _path(options), options["threads"], notice=notice, progress=report, text=True,
+            **settings, **more,
+        )  # fmt: skip
+
+
+def _path(options: dict[str, Any]) -> str:
+    return one_of(options["model"], options["model_option"], "model") or "demo"

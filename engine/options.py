@@ -358,25 +358,3 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):  # fmt: skip
         command = option(command)
     return command
-
-
-def drift_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What `drift` compares, and over what."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
-        click.option("-n", "--tokens", "limit", type=click.IntRange(1), help="Tokens at most."),
-        click.option(
-            "--state-type", "kinds", multiple=True,
-            type=click.Choice(["bf16", "int8", "bf16-nearest", "int8-nearest"]),
-            help="A type to compare with f32, as often as you like; all of them without.",
-        ),
-        click.option(
-            *("-f", "--text", "text"), metavar="FILE", required=True, help="The text to read."
-        ),
-        click.option(
-            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
