@@ -94,7 +94,7 @@ def test_panels_that_would_fill_the_memory_are_not_made(tiny_file, monkeypatch):
     assert not footprint.fits_panels(Model(path, backend="numpy", notice=told.append).graph)
     monkeypatch.setattr("keelback.engine.model.admission", lambda *_: lambda found: None)
     Model(path, 1, notice=told.append)
-    assert [text for text in told if "stay in the file" in text] == told[-1:]
+    assert sum("stay in the file" in text for text in told) == 1
 
 
 def test_what_exceeds_the_limit_is_refused_with_a_remedy(tiny_file, monkeypatch):
