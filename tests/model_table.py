@@ -75,7 +75,8 @@ def reference_of(name: str) -> str:
 def rounded_up(error: float) -> str:
     """One digit, as 3e-6."""
     power = math.floor(math.log10(error))
-    return f"{math.ceil(error / 10**power - 1e-9):d}e{power}".replace("10e", "1e0")
+    digit = math.ceil(error / 10**power - 1e-9)
+    return f"{digit}e{power}" if digit < 10 else f"1e{power + 1}"
 
 
 def table() -> str:

@@ -49,6 +49,13 @@ def test_the_readme_names_every_architecture_that_runs():
     assert set(CLAIMED) == set(models.architectures()) == set(model_table.MODELS)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"), [(2.1e-6, "3e-6"), (3e-6, "3e-6"), (9.3e-7, "1e-6"), (9e-7, "9e-7")]
+)
+def test_errors_are_rounded_up_to_one_digit(error: float, said: str):
+    assert model_table.rounded_up(error) == said
+
+
 @pytest.mark.parametrize("backend", ["numpy", "cpu"])
 @pytest.mark.parametrize("name", tiny.VARIANTS)
 def test_logits_of_an_f32_file_are_those_of_the_reference(tiny_model, name, backend):
