@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 class TextStream:
-    """Decodes a token stream, and ends it before the first stop string.
+    """Decodes a token stream, and ends it before the stop string that is complete first.
 
     `held` is text that may be the start of a stop string, `undecoded` bytes of a character whose
     rest has not come; both belong to a snapshot.
@@ -35,11 +35,12 @@ class TextStream:
         return text
 
     def _release(self, text: str) -> str:
-        ends = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
-        if ends:
+        found = [(text.find(stop), len(stop)) for stop in self.stops if stop in text]
+        if found:
             self.stopped, self.held = True, ""
             self._decoder.reset()
-            return text[: min(ends)]
+            # The stop that is complete first, as if the text had come character by character.
+            return text[: min((at + length, at) for at, length in found)[1]]
         keep = max((_overlap(text, stop) for stop in self.stops), default=0)
         self.held = text[len(text) - keep :]
         return text[: len(text) - keep]
