@@ -13,16 +13,15 @@ import pytest
 
 import llamafiles
 import tiny
+from exchanged import BIASED, TINY
 from keelback.convert import convert
 from keelback.convert.edit import merge, set_pair, split
 from keelback.engine.model import Model
 from keelback.engine.tokenizer import Tokenizer
 from keelback.kernels.formats.gguf import GGUF
 from llamafiles import (
-    BIASED,
     LENGTH,
     OUTTYPES,
-    TINY,
     TRAINED,
     Files,
     check_rows,

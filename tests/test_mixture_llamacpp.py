@@ -19,13 +19,14 @@ import pytest
 
 import llamafiles
 import tiny
+from exchanged import TINY
 from keelback.convert.mixture import FILE_TYPES, Wishes, override
 from keelback.convert.quantize import Quantization
 from keelback.kernels.formats.blocks import BY_NAME, F32
 from keelback.kernels.formats.gguf import GGUF
 from keelback.kernels.formats.gguf_writer import NewTensor, write_file
 from keelback.kernels.formats.metadata import Value
-from llamafiles import TINY, Files, llama_cpp
+from llamafiles import Files, llama_cpp
 
 LAYERS = 19
 #: Lengths of rows: of whole superblocks, of whole blocks, and of neither.
