@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import model_table
 import numpy as np
 import pytest
 
+import model_table
 import tiny
 from keelback import models
 from keelback.kernels.formats.gguf import GGUF
@@ -18,7 +18,7 @@ from keelback.kernels.formats.gguf import GGUF
 GOLDEN = Path(__file__).parent / "golden"
 #: What the README's table of models says.
 CLAIMED = model_table.claimed()
-#: Measured: 3.5e-6 at most. The two libraries are as far from themselves, stepped and at once.
+#: Measured: 6.4e-6 at most by kernels (qwen35moe-fused), 9.7e-6 by NumPy (ling-hub).
 TOLERANCE = 2e-5
 Q8_0_VARIANTS = tuple(name for name in tiny.VARIANTS if name.endswith("-q8"))
 HALF_TOLERANCE = 0.05
@@ -64,7 +64,7 @@ def test_logits_of_an_f32_file_are_those_of_the_reference(tiny_model, name, back
     at_once, state = model.forward(golden["ids"], logits="all")
     worst = row_errors(at_once, golden["logits"]).max()
     claimed = CLAIMED[model.metadata["general.architecture"]]
-    # Another processor adds up in another order.
+    # The README allows twice what was measured: another processor adds up in another order.
     assert worst < (2 * claimed if backend == "cpu" else TOLERANCE), f"{name}: {worst:.2e}"
     stepped, block = by_steps(model, golden["ids"])
     worst = row_errors(stepped, golden["logits"]).max()
