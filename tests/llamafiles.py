@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 
 import tiny
+from distances import row_errors
 from exchanged import AS_WRITTEN, BIASED, MISREAD
 from keelback.convert import convert
 from keelback.engine.model import Model
@@ -254,13 +255,6 @@ def prompts(name: str) -> list[np.ndarray]:
     return [np.array(prompt["ids"][:LENGTH]) for prompt in reference["prompts"]]
 
 
-def largest_distance(got: np.ndarray, expected: np.ndarray) -> float:
-    """The largest L2 distance of a row from the expected one, relative to that."""
-    got, expected = got.astype(np.float64), expected.astype(np.float64)
-    assert got.shape == expected.shape and np.isfinite(got).all()
-    return (np.linalg.norm(got - expected, axis=1) / np.linalg.norm(expected, axis=1)).max()
-
-
 def distance(got: np.ndarray, expected: np.ndarray) -> float:
     """The L2 distance of all rows together from the expected ones, relative to those."""
     got, expected = got.astype(np.float64), expected.astype(np.float64)
@@ -272,6 +266,6 @@ def check_rows(
     what: str, got: np.ndarray, expected: np.ndarray, tolerance: float = TOLERANCE
 ) -> None:
     """Every row is near the expected one; the figure shows with pytest -rP."""
-    far = largest_distance(got, expected)
+    far = row_errors(got, expected).max()
     print(f"{what}: largest relative L2 of a row {far:.1e}, of {len(got)}")
     assert far < tolerance, f"{what}: {far:.1e}"

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import tiny
+from distances import row_errors
 from exchanged import TINY
 from keelback.convert import convert
 from keelback.engine.model import Model
@@ -56,8 +57,7 @@ def error_of(name: str, path: Path) -> float:
     golden = np.load(GOLDEN / f"{name}.npz")
     model = Model(path, notice=lambda text: None, cache_type_k="f32", cache_type_v="f32")
     logits, _ = model.forward(golden["ids"], logits="all")
-    errors = np.linalg.norm(logits.astype(np.float64) - golden["logits"], axis=1)
-    return float((errors / np.linalg.norm(golden["logits"], axis=1)).max())
+    return float(row_errors(logits, golden["logits"]).max())
 
 
 def reference_of(name: str) -> str:

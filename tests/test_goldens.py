@@ -12,6 +12,7 @@ import pytest
 
 import model_table
 import tiny
+from distances import row_errors
 from keelback import models
 from keelback.kernels.formats.gguf import GGUF
 
@@ -27,13 +28,6 @@ Q8_0_TOLERANCE = 0.12
 #: The definition rounds activations as the kernel does. Only seldom one falls the other way, which
 #: moves all rows behind it by some 5e-3.
 AGREEMENT = 1e-2
-
-
-def row_errors(got: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """Relative L2 error of each row; NaN counts as infinite."""
-    assert got.shape == want.shape
-    errors = np.linalg.norm(got.astype(np.float64) - want, axis=1) / np.linalg.norm(want, axis=1)
-    return np.where(np.isnan(errors), np.inf, errors)
 
 
 def by_steps(model, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
