@@ -85,6 +85,13 @@ def no_notice(text: str) -> None:
     """Backends tell the user about compilation; tests do not."""
 
 
+def memory(state: State) -> bytes:
+    """All that a state remembers: its block, and the KV rows of the tokens that it has read."""
+    caches = state.layout.caches
+    rows = [CacheView(state, at.ref).read_raw(state.position) for at in caches if state.pages]
+    return b"".join(array.tobytes() for array in (state.block, *rows))
+
+
 @dataclass
 class Played:
     """What a forward left behind: logits (R, vocabulary), each sequence's block, and its tensors

@@ -7,17 +7,11 @@ import pytest
 
 import keelback
 import tiny
-from keelback.engine.state import CacheView, State
+from harness import memory
 
 #: One of each family, in the type that it was made for.
 NAMES = [(name, "q8_0") for name in tiny.VARIANTS if name.endswith("-q8")] + [("kda-pure", "f32")]
 LENGTH, CUT = 150, 70
-
-
-def memory(state: State) -> bytes:
-    """All that a state remembers."""
-    rows = [CacheView(state, at.ref).read_raw(state.position) for at in state.layout.caches]
-    return b"".join(array.tobytes() for array in (state.block, *rows))
 
 
 def test_every_family_is_among_them():

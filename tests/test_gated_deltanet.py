@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 import keelback
 import tiny
-from keelback.convert import convert
+from checkpoints import edited, refused
 from keelback.kernels.formats.gguf import GGUF
 from rewriting import logits, rewritten, tensor
 
@@ -64,11 +62,7 @@ def test_queries_keys_and_values_in_one_matrix_give_the_same_bits(tiny_file, tmp
     ],
 )
 def test_checkpoints_that_cannot_be_converted_get_a_sentence(tmp_path, name, attn, said):
-    folder = tiny.write_checkpoint(name, tmp_path / name)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | {"attn": attn}), "utf-8")
-    with pytest.raises(keelback.KeelbackError, match=said):
-        convert(folder, tmp_path / "out.gguf")
+    refused(edited(name, tmp_path, attn=attn), said, keelback.KeelbackError)
 
 
 @pytest.mark.parametrize(

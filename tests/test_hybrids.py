@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -10,18 +9,13 @@ import pytest
 
 import keelback
 import tiny
+from checkpoints import edited, refused
+from harness import memory
 from keelback.convert import convert
 from keelback.engine.info import describe
-from keelback.engine.state import PAGE_ROWS, CacheView, State
+from keelback.engine.state import PAGE_ROWS
 from keelback.kernels.formats.gguf import GGUF
 from rewriting import logits, rewritten, tensor
-
-
-def memory(state: State) -> bytes:
-    """All that a state remembers."""
-    rows = [CacheView(state, at.ref).read_raw(state.position) for at in state.layout.caches]
-    return b"".join(array.tobytes() for array in (state.block, *rows))
-
 
 # ---- files
 
@@ -134,19 +128,12 @@ def test_files_whose_keys_do_not_fit_get_a_sentence(tiny_file, tmp_path, key, va
     ],
 )
 def test_checkpoints_that_cannot_be_converted_get_a_sentence(tmp_path, name, changes, said):
-    folder = tiny.write_checkpoint(name, tmp_path / name)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | changes), "utf-8")
-    with pytest.raises(keelback.KeelbackError, match=said):
-        convert(folder, tmp_path / "out.gguf")
+    refused(edited(name, tmp_path, **changes), said, keelback.KeelbackError)
 
 
-def test_layers_of_attention_are_found_by_period_too(tmp_path, tiny_file):
-    folder = tiny.write_checkpoint("bamba-grouped", tmp_path / "bamba")
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    del config["attn_layer_indices"]
-    config |= {"attn_layer_period": 2, "attn_layer_offset": 1}
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+def test_layers_of_attention_are_found_by_period_too(tmp_path):
+    changes = {"attn_layer_indices": ..., "attn_layer_period": 2, "attn_layer_offset": 1}
+    folder = edited("bamba-grouped", tmp_path, **changes)
     path = convert(folder, tmp_path / "out.gguf")
     assert GGUF(path).metadata["granitehybrid.attention.head_count_kv"].tolist() == [0, 2, 0]
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 import modelfiles
 import tiny
-from harness import poison
+from harness import memory, poison
 from keelback.engine.model import Model
-from keelback.engine.state import CacheView, State
+from keelback.engine.state import State
 from keelback.kernels.errors import InvalidInput, NumericalError
 from keelback.kernels.formats.blocks import NATIVE
 from keelback.kernels.formats.gguf import GGUF
@@ -46,13 +46,6 @@ Read = tuple[np.ndarray, np.ndarray, State]
 
 def bits(array: np.ndarray) -> bytes:
     return np.ascontiguousarray(array).tobytes()
-
-
-def memory(state: State) -> bytes:
-    """All that a state remembers: its block, and the KV rows of the tokens that it has read."""
-    caches = state.layout.caches
-    rows = [CacheView(state, at.ref).read_raw(state.position) for at in caches if state.pages]
-    return b"".join(bits(array) for array in (state.block, *rows))
 
 
 @contextmanager

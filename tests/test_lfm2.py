@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 
 import keelback
 import tiny
+from checkpoints import edited, refused
 from keelback.convert import convert
 from keelback.kernels.formats.gguf import GGUF
 from rewriting import logits, rewritten, tensor
@@ -126,11 +126,7 @@ def test_what_llamacpp_takes_otherwise_is_said(tmp_path):
     ],
 )
 def test_checkpoints_that_cannot_be_converted_get_a_sentence(tmp_path, name, changes, said):
-    folder = tiny.write_checkpoint(name, tmp_path / name)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | changes), "utf-8")
-    with pytest.raises(keelback.KeelbackError, match=said):
-        convert(folder, tmp_path / "out.gguf")
+    refused(edited(name, tmp_path, **changes), said, keelback.KeelbackError)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 import keelback
 import tiny
+from checkpoints import edited, refused
 from keelback.convert import convert
 from keelback.kernels.formats.gguf import GGUF
 from rewriting import tensor
@@ -84,10 +84,7 @@ def test_heads_are_turned_where_config_names_an_angle_or_nothing(tiny_file, tmp_
     assert turned["olmo-hybrid.attention.head_count_kv"].tolist() == [0, 0, 0, 2, 0]
     still = GGUF(tiny_file("olmo-nope", "f32")).metadata
     assert not [key for key in still if "rope" in key]
-    folder = tiny.write_checkpoint("olmo-nope", tmp_path / "silent")
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    del config["rope_parameters"], config["rope_theta"]
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    folder = edited("olmo-nope", tmp_path, rope_parameters=..., rope_theta=...)
     silent = GGUF(convert(folder, tmp_path / "silent.gguf", "f32")).metadata
     assert silent["olmo-hybrid.rope.freq_base"] == 10000
 
@@ -106,20 +103,13 @@ def test_heads_are_turned_where_config_names_an_angle_or_nothing(tiny_file, tmp_
     ],
 )
 def test_checkpoints_that_cannot_be_converted_get_a_sentence(tmp_path, name, changes, said):
-    folder = tiny.write_checkpoint(name, tmp_path / name)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    config = {key: value for key, value in config.items() if key != "rope_theta"}
-    (folder / "config.json").write_text(json.dumps(config | changes), "utf-8")
-    with pytest.raises(keelback.KeelbackError, match=said):
-        convert(folder, tmp_path / "out.gguf")
+    refused(edited(name, tmp_path, rope_theta=..., **changes), said, keelback.KeelbackError)
 
 
 def test_a_convolution_cut_elsewhere_gets_a_sentence(tmp_path: Path):
-    layout = Layout("olmo-nope", tensors=_cut_elsewhere)
-    write(layout, tmp_path)
+    folder = write(Layout("olmo-nope", tensors=_cut_elsewhere), tmp_path / "cut")
     said = re.escape("q_conv1d.weight has the shape [71, 1, 4]")
-    with pytest.raises(keelback.KeelbackError, match=said):
-        convert(tmp_path, tmp_path / "out.gguf")
+    refused(folder, said, keelback.KeelbackError)
 
 
 def _cut_elsewhere(tensors: Tensors) -> Tensors:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 
 import keelback
 import tiny
+from checkpoints import edited, refused
 from keelback.convert import convert
 from keelback.engine.info import describe
 from keelback.kernels.formats.gguf import GGUF
@@ -77,7 +76,7 @@ def test_keys_say_which_layers_are_recurrent_and_how_positions_turn(tiny_file, n
 
 
 def test_sections_that_config_does_not_name_are_those_of_qwen35(tmp_path):
-    folder = changed("qwen35-bias", {}, tmp_path)
+    folder = tiny.write_checkpoint("qwen35-bias", tmp_path / "bias")
     metadata = GGUF(convert(folder, tmp_path / "out.gguf")).metadata
     assert metadata["qwen35.rope.dimension_sections"].tolist() == [11, 11, 10, 0]
 
@@ -92,7 +91,8 @@ def test_sections_that_config_does_not_name_are_those_of_qwen35(tmp_path):
 )
 def test_what_llamacpp_cannot_run_is_said(tmp_path, name, said):
     heard: list[str] = []
-    convert(changed(name, {}, tmp_path), tmp_path / "out.gguf", notice=heard.append)
+    folder = tiny.write_checkpoint(name, tmp_path / name)
+    convert(folder, tmp_path / "out.gguf", notice=heard.append)
     assert any(said in text for text in heard if text.startswith("for keelback only: "))
 
 
@@ -187,14 +187,6 @@ def test_files_whose_keys_do_not_fit_get_a_sentence(tiny_file, tmp_path, key, va
 # ---- checkpoints that are refused
 
 
-def changed(name: str, changes: dict[str, Any], folder: Path) -> Path:
-    """A checkpoint with other values in its config."""
-    folder = tiny.write_checkpoint(name, folder / name)
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | changes), "utf-8")
-    return folder
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
@@ -223,5 +215,4 @@ def changed(name: str, changes: dict[str, Any], folder: Path) -> Path:
     ],
 )
 def test_checkpoints_that_cannot_be_converted_get_a_sentence(tmp_path, name, changes, said):
-    with pytest.raises(keelback.KeelbackError, match=said):
-        convert(changed(name, changes, tmp_path), tmp_path / "out.gguf")
+    refused(edited(name, tmp_path, **changes), said, keelback.KeelbackError)

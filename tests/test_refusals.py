@@ -12,6 +12,7 @@ import keelback
 import tiny
 import tiny_files
 import tiny_layouts
+from checkpoints import edit, refused
 from keelback.convert import convert
 from keelback.convert.checkpoint import Checkpoint
 from keelback.convert.location import title
@@ -22,18 +23,6 @@ FOUR_BITS = {"type": "int", "num_bits": 4, "strategy": "group"}
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     return tiny.write_checkpoint("mamba-tied", tmp_path / "mamba-tied")
-
-
-def refused(path: Path, said: str, error: type = keelback.UnsupportedModel) -> None:
-    with pytest.raises(error, match=said):
-        convert(path, path.parent / "out.gguf")
-    assert not (path.parent / "out.gguf").exists()
-
-
-def edit(folder: Path, **changes: object) -> Path:
-    config = json.loads((folder / "config.json").read_text()) | changes
-    tiny.write_config(folder, {key: value for key, value in config.items() if value is not ...})
-    return folder
 
 
 @pytest.mark.parametrize(
