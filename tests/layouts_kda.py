@@ -8,23 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from tiny_files import raw, read
-from tiny_layouts import Config, Layout, Tensors
+from tiny_layouts import Config, Layout, Tensors, named
 
 _EXPERT = re.compile(r"\.experts\.(\d+)\.(\w+)\.weight$")
-
-
-def _named(*pairs: tuple[str, str]) -> Callable[[Tensors], Tensors]:
-    """Parts of names replaced, one after the other."""
-
-    def tensors(theirs: Tensors) -> Tensors:
-        renamed = {}
-        for name, tensor in theirs.items():
-            for old, new in pairs:
-                name = name.replace(old, new)
-            renamed[name] = tensor
-        return renamed
-
-    return tensors
 
 
 def _stacked(gate: str, up: str, down: str) -> Callable[[Tensors], Tensors]:
@@ -137,16 +123,16 @@ _MTP = ("model.layers.4.eh_proj.weight", "model.layers.4.attention.q_proj.weight
 
 LAYOUTS: dict[str, Layout] = {
     "kimi, saved by transformers 5": Layout(
-        "kimi-hub", _saved_kimi, _named(("layers.0.mlp", "layers.0.block_sparse_moe"))
+        "kimi-hub", _saved_kimi, named(("layers.0.mlp", "layers.0.block_sparse_moe"))
     ),
     "kimi, aliases of transformers": Layout("kimi-hub", _aliases),
-    "kimi, experts with long names": Layout("kimi-hub", dict, _named(_MLPS, *_LONG_NAMES)),
+    "kimi, experts with long names": Layout("kimi-hub", dict, named(_MLPS, *_LONG_NAMES)),
     "kimi, experts in stacks": Layout("kimi-hub", dict, _stacked("w1", "w3", "w2")),
     "kimi, A_log flat": Layout("kimi-hub", dict, _shaped("A_log", _flat)),
     "kimi, A_log longer": Layout("kimi-hub", dict, _shaped("A_log", _more_than_heads)),
     "kimi, convolutions flat": Layout("kimi-hub", dict, _shaped("conv1d.weight", _squeezed)),
     "ling, saved by transformers 5": Layout("ling-hub", _saved_ling),
-    "ling, names of transformers": Layout("ling-hub", dict, _named(*_OTHER_NAMES)),
+    "ling, names of transformers": Layout("ling-hub", dict, named(*_OTHER_NAMES)),
     "ling, experts in stacks": Layout(
         "ling-hub", dict, _stacked("gate_proj", "up_proj", "down_proj")
     ),

@@ -1,8 +1,7 @@
-"""LFM2: its layouts, llama.cpp's fused tensors, and what is refused."""
+"""LFM2: its names, llama.cpp's fused tensors, and what is refused."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,53 +13,6 @@ from checkpoints import edited, refused
 from keelback.convert import convert
 from keelback.kernels.formats.gguf import GGUF
 from rewriting import logits, rewritten, tensor
-from tiny_files import Raw, raw, read
-from tiny_layouts import Layout, write
-
-Tensors = dict[str, Raw]
-
-
-def _stacked(tensors: Tensors) -> Tensors:
-    """Experts as transformers 5 has them in memory."""
-    memory = tiny.FAMILIES["lfm2_moe"].in_memory({k: read(t) for k, t in tensors.items()})
-    return {name: raw(values, "F32") for name, values in memory.items()}
-
-
-def _in_vision_model(tensors: Tensors) -> Tensors:
-    inner = {k.replace("model.", "model.language_model."): t for k, t in tensors.items()}
-    return inner | {"model.vision_tower.layers.0.norm.weight": raw(np.ones(3, np.float32))}
-
-
-def _resaved(config: dict[str, Any]) -> dict[str, Any]:
-    """As transformers 5 writes it."""
-    rope = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}
-    chosen = config.pop("full_attn_idxs")
-    kinds = ["full_attention" if i in chosen else "conv" for i in range(4)]
-    return config | {"rope_parameters": rope, "layer_types": kinds}
-
-
-LAYOUTS = {
-    "experts stacked": Layout("lfm2moe-bias", tensors=_stacked),
-    "no bias, experts stacked": Layout("lfm2moe-plain", tensors=_stacked),
-    "re-saved": Layout("lfm2-adjusted", lambda config: _resaved(dict(config))),
-    "of the hub": Layout(
-        "lfm2-adjusted",
-        lambda config: config | {"block_ff_dim": config["intermediate_size"], "num_heads": 4},
-    ),
-    "a part of LFM2-VL": Layout(
-        "lfm2-dense",
-        lambda config: {"model_type": "lfm2_vl", "text_config": config, "eos_token_id": 2},
-        _in_vision_model,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_gives_the_file_of_its_model(name: str, tiny_file, tmp_path: Path):
-    layout = LAYOUTS[name]
-    folder = tmp_path / layout.variant
-    path = convert(write(layout, folder), tmp_path / "out.gguf", "f32")
-    assert path.read_bytes() == tiny_file(layout.variant, "f32").read_bytes()
 
 
 def test_gates_stand_above_values_and_the_last_norm_has_its_name(tiny_file):

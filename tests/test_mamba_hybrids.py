@@ -1,4 +1,4 @@
-"""Nemotron-H, Falcon-H1 and Jamba: checkpoints in other layouts, files of others, refusals."""
+"""Nemotron-H, Falcon-H1 and Jamba: their files, files of others, and what is refused."""
 
 from __future__ import annotations
 
@@ -10,90 +10,12 @@ import pytest
 
 import keelback
 import tiny
-import tiny_layouts
 from checkpoints import edited, refused
 from keelback.convert import convert
 from keelback.kernels.formats.gguf import GGUF
 from rewriting import logits, rewritten, tensor
-from tiny_files import raw
-from tiny_layouts import Config, Layout, Tensors
 
 # ---- checkpoints
-
-
-def renamed(*pairs: tuple[str, str]) -> Any:
-    """Tensors with parts of their names replaced, one after the other."""
-
-    def tensors(theirs: Tensors) -> Tensors:
-        for old, new in pairs:
-            theirs = {name.replace(old, new): value for name, value in theirs.items()}
-        return theirs
-
-    return tensors
-
-
-def as_in_memory(name: str) -> Any:
-    """The names and stacks of experts that transformers 5 has in memory."""
-    family = tiny.FAMILIES[tiny.VARIANTS[name].model_type]
-    values = family.in_memory(tiny.weights(name))
-    return lambda theirs: {key: raw(value, "F32") for key, value in values.items()}
-
-
-def with_others(theirs: Tensors) -> Tensors:
-    """What stands beside a language model: a vision tower, and layers that guess further tokens."""
-    spare = {"vision_model.patch.weight": (4, 4), "mtp.layers.0.eh_proj.weight": (4, 8)}
-    named = {f"language_model.{name}": value for name, value in theirs.items()}
-    return named | {name: raw(np.ones(shape, "f4"), "F32") for name, shape in spare.items()}
-
-
-def by_list(theirs: Config) -> Config:
-    """A list of layers, with no number of them beside it, and another name for heads' size."""
-    kinds = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
-    rest = {k: v for k, v in theirs.items() if k not in ("num_hidden_layers", "head_dim")}
-    rest["attention_head_dim"] = theirs["head_dim"]
-    return rest | {
-        "layers_block_type": [kinds[mark] for mark in rest.pop("hybrid_override_pattern")]
-    }
-
-
-def saved_by_5(theirs: Config) -> Config:
-    rest = {key: value for key, value in theirs.items() if key != "rope_theta"}
-    rope = {"rope_theta": theirs["rope_theta"], "rope_type": "default"}
-    return rest | {"rope_parameters": rope, "mamba_d_head": "auto"}
-
-
-EARLY_JAMBA = (
-    ("pre_ff_layernorm", "pre_moe_layernorm"), ("b_layernorm", "B_layernorm"),
-    ("c_layernorm", "C_layernorm"), ("feed_forward.gate", "moe.experts.0.gate"),
-    ("feed_forward.up", "moe.experts.0.up"), ("feed_forward.down", "moe.experts.0.down"),
-    ("feed_forward.", "moe."),
-)  # fmt: skip
-LAYOUTS = {
-    "list": Layout("nemotron-latent", config=by_list),
-    "stacked": Layout("nemotron-moe", tensors=as_in_memory("nemotron-moe")),
-    "all groups": Layout(
-        "nemotron-moe", config=lambda theirs: theirs | {"n_group": 3, "topk_group": 3}
-    ),
-    "wrapped": Layout(
-        "nemotron-moe",
-        config=lambda theirs: {"model_type": "NemotronH_Nano_VL_V2", "llm_config": theirs},
-        tensors=with_others,
-    ),
-    "adapters": Layout("nemotron-dense", tensors=renamed(("backbone.", "model."))),
-    "early": Layout("jamba-moe", tensors=renamed(*EARLY_JAMBA)),
-    "fused": Layout("jamba-moe", tensors=as_in_memory("jamba-moe")),
-    "rope_parameters": Layout("falcon-h1-plain", config=saved_by_5),
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_gives_the_file_of_its_model(tiny_file, tmp_path: Path, name: str):
-    layout, said = LAYOUTS[name], []
-    folder = tiny_layouts.write(layout, tmp_path / layout.variant)
-    path = convert(folder, tmp_path / "out.gguf", "f32", said.append)
-    assert path.read_bytes() == tiny_file(layout.variant, "f32").read_bytes()
-    left = [text for text in said if "no part of the language model" in text]
-    assert [text[:9] for text in left] == (["2 tensors"] if name == "wrapped" else [])
 
 
 def test_queries_and_keys_of_nemotron_are_rearranged_though_nothing_turns_them(tiny_file):

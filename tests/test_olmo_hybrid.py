@@ -1,4 +1,4 @@
-"""OLMo-Hybrid: the names and convolutions of its releases, and what is refused."""
+"""OLMo-Hybrid: its names, heads and convolutions, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,53 +14,7 @@ from checkpoints import edited, refused
 from keelback.convert import convert
 from keelback.kernels.formats.gguf import GGUF
 from rewriting import tensor
-from tiny_files import Raw, raw, read
-from tiny_layouts import Layout, write
-
-Tensors = dict[str, Raw]
-
-
-def _resaved(tensors: Tensors) -> Tensors:
-    """transformers 5: convolutions in equal thirds, and one name for two norms."""
-    values = {name: read(tensor) for name, tensor in tensors.items()}
-    for name in [name for name in values if name.endswith("q_conv1d.weight")]:
-        names = [name.replace("q_conv", f"{part}_conv") for part in "qkv"]
-        whole = np.concatenate([values[n] for n in names])
-        third = -(-len(whole) // 3)
-        values |= dict(zip(names, np.split(whole, [third, 2 * third]), strict=True))
-    name = "post_attention_layernorm"
-    renamed = {k.replace(name, "feedforward_layer_norm"): v for k, v in values.items()}
-    return {name: raw(v, "F32") for name, v in renamed.items()}
-
-
-def _in_memory(tensors: Tensors) -> Tensors:
-    return {
-        name.replace("attention_layer_norm", "input_layernorm").replace(
-            "feedforward_layer_norm", "post_attention_layernorm"
-        ): values
-        for name, values in tensors.items()
-    }
-
-
-LAYOUTS = {
-    "re-saved": Layout("olmo-nope", tensors=_resaved),
-    "re-saved, value heads that share keys": Layout("olmo-rope", tensors=_resaved),
-    "norms as in memory": Layout("olmo-rope", tensors=_in_memory),
-    "no angle in what there is of them": Layout(
-        "olmo-nope", lambda config: config | {"rope_parameters": {"rope_theta": None}}
-    ),
-    "an angle outside": Layout(
-        "olmo-rope", lambda config: config | {"rope_theta": 300.0, "rope_parameters": None}
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_a_layout_gives_the_file_of_its_model(name: str, tiny_file, tmp_path: Path):
-    layout = LAYOUTS[name]
-    folder = tmp_path / layout.variant
-    path = convert(write(layout, folder), tmp_path / "out.gguf", "f32")
-    assert path.read_bytes() == tiny_file(layout.variant, "f32").read_bytes()
+from tiny_files import raw, read, write_safetensors
 
 
 def test_norms_get_names_by_what_they_do(tiny_file):
@@ -107,12 +61,10 @@ def test_checkpoints_that_cannot_be_converted_get_a_sentence(tmp_path, name, cha
 
 
 def test_a_convolution_cut_elsewhere_gets_a_sentence(tmp_path: Path):
-    folder = write(Layout("olmo-nope", tensors=_cut_elsewhere), tmp_path / "cut")
+    folder = tiny.write_checkpoint("olmo-nope", tmp_path / "cut")
+    tensors, name = tiny.stored("olmo-nope"), "model.layers.0.linear_attn.q_conv1d.weight"
+    values = read(tensors[name])
+    tensors[name] = raw(np.concatenate([values, values[:1]]))
+    write_safetensors(folder / "model.safetensors", tensors)
     said = re.escape("q_conv1d.weight has the shape [71, 1, 4]")
     refused(folder, said, keelback.KeelbackError)
-
-
-def _cut_elsewhere(tensors: Tensors) -> Tensors:
-    name = "model.layers.0.linear_attn.q_conv1d.weight"
-    values = read(tensors[name])
-    return {**tensors, name: raw(np.concatenate([values, values[:1]]), "F32")}

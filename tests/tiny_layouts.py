@@ -165,6 +165,17 @@ def _names(change: Callable[[str], str]) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {change(name): tensor for name, tensor in tensors.items()}
 
 
+def named(*pairs: tuple[str, str]) -> Callable[[Tensors], Tensors]:
+    """Parts of names replaced, one after the other."""
+
+    def tensors(theirs: Tensors) -> Tensors:
+        for old, new in pairs:
+            theirs = {name.replace(old, new): tensor for name, tensor in theirs.items()}
+        return theirs
+
+    return tensors
+
+
 def _singular(name: str) -> str:
     return name.replace("embeddings.", "embedding.")
 
