@@ -99,7 +99,7 @@ def test_a_folder_that_cannot_be_written_to_is_named_once(tmp_path: Path, case: 
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_warmup_says_what_is_wrong_with_the_folder(tmp_path: Path):
+def test_warmup_says_what_is_wrong_with_the_folder():
     environment = {**os.environ, "KEELBACK_CACHE": __file__}
     command = [sys.executable, "-m", "keelback.cli", "warmup"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)

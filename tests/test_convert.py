@@ -115,7 +115,7 @@ def test_numbers_of_eight_bytes_become_those_of_four(checkpoint: Path, tmp_path:
         convert(checkpoint, tmp_path / "m.gguf")
 
 
-def test_what_llama_cpp_has_no_slot_for_is_said(checkpoint: Path, tmp_path: Path):
+def test_what_llama_cpp_has_no_slot_for_is_said(tmp_path: Path):
     said: list[str] = []
     convert(
         tiny.write_checkpoint("mamba-bias", tmp_path / "b"), tmp_path / "b.gguf", notice=said.append

@@ -49,7 +49,7 @@ def test_helpers_compile_kernels_that_load(started):
     assert len(started) == 2 and all(process.returncode is not None for process in started)
 
 
-def test_a_helper_answers_with_object_code(started):
+def test_a_helper_answers_with_object_code():
     process = crew._start()
     assert process.stdin is not None and process.stdout is not None
     code = crew._answer(process.stdin, process.stdout, KERNELS[0])

@@ -172,7 +172,7 @@ def test_a_dropped_connection_goes_on_where_it_broke_off(server: HubServer):
     assert ranges == [None, f"bytes={size // 2}-", f"bytes={size - size // 4}-"]
 
 
-def test_a_pull_that_failed_is_resumed_by_the_next_one(server: HubServer, tmp_path: Path):
+def test_a_pull_that_failed_is_resumed_by_the_next_one(server: HubServer):
     size = len(server.repos[CHECKPOINT][LARGE])
     server.faults[LARGE] = ["drop", "500", "500", "500"]
     with pytest.raises(InvalidInput, match="the hub answers 500"):
@@ -482,7 +482,7 @@ def started(*arguments: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_pull_goes_on_from_there(server: HubServer, tmp_path: Path, number: int):
+def test_an_interrupted_pull_goes_on_from_there(server: HubServer, number: int):
     server.faults[LARGE] = ["slow"]
     process = started("pull", CHECKPOINT)
     partial = Store().downloads(CHECKPOINT)

@@ -236,7 +236,7 @@ def test_a_damaged_file_gets_a_sentence(tmp_path: Path, case: str):
 # ---- divergence
 
 
-def test_divergence_is_its_definition(tmp_path: Path):
+def test_divergence_is_its_definition():
     draw = np.random.default_rng(4)
     base = draw.normal(0, 2, (200, 50)).astype(np.float32)
     logits = base + draw.normal(0, 0.1, base.shape).astype(np.float32)
@@ -420,7 +420,7 @@ def test_bad_input_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert said in done.stderr and done.stderr.count("Error: ") == 1
 
 
-def test_ctrl_c_leaves_figures_and_no_file(demo: Model, tmp_path: Path, monkeypatch):
+def test_ctrl_c_leaves_figures_and_no_file(tmp_path: Path, monkeypatch):
     """As a signal does it, in the middle of a forward."""
     forward, calls = Model.forward, []
 

@@ -251,7 +251,7 @@ def test_tensors_of_other_parts_are_left_out_with_one_notice(tmp_path: Path):
         ("weights.npz", "MLX's"),
     ],
 )  # fmt: skip
-def test_other_formats_are_named(checkpoint: Path, tmp_path: Path, name: str, said: str):
+def test_other_formats_are_named(checkpoint: Path, name: str, said: str):
     (checkpoint / "model.safetensors").unlink()
     (checkpoint / name).write_bytes(b"x")
     refused(checkpoint, said)

@@ -84,7 +84,7 @@ def _flat(state) -> list[np.ndarray]:
     return [tensor.astype(np.float64).reshape(-1) for tensor in state.tensors().values()]
 
 
-def test_what_is_not_rounded_costs_nothing(f32: Path, text: str):
+def test_what_is_not_rounded_costs_nothing(f32: Path):
     model = Model(f32, 1, notice=lambda text: None)
     name = next(name for name, info in model.file.tensors.items() if len(info.shape) == 2)
     same = np.array(model.file.data(model.file.tensors[name]))

@@ -186,7 +186,7 @@ def test_an_older_format_is_refused(
         keelback.Snapshot.load(tmp_path / "old", demo)
 
 
-def test_other_numerics_go_on_and_say_so(saved: Path, demo: keelback.Model):
+def test_other_numerics_go_on_and_say_so(saved: Path):
     said: list[str] = []
     model = keelback.Model("demo", backend="numpy", notice=said.append)
     session = keelback.Session.resume(model, keelback.Snapshot.load(saved, model))
@@ -263,7 +263,7 @@ def test_last_tokens_of_another_shape_get_a_sentence(saved, demo, monkeypatch, r
         keelback.Snapshot.load(saved, demo)
 
 
-def test_a_notice_about_other_numerics_is_short(saved: Path, monkeypatch):
+def test_a_notice_about_other_numerics_is_short(saved: Path):
     said: list[str] = []
     model = keelback.Model("demo", notice=said.append)
     snapshot = keelback.Snapshot.load(saved, model)

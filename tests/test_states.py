@@ -135,7 +135,7 @@ def test_forks_and_saved_states_go_on_as_if_nothing_had_been(typed, at_once, kin
     assert not same(fork, after)
 
 
-def test_a_state_of_another_type_is_refused_with_a_remedy(typed, at_once, tmp_path: Path):
+def test_a_state_of_another_type_is_refused_with_a_remedy(typed, tmp_path: Path):
     saved = {}
     for kind in ("f32", *KINDS):
         model = typed("mamba2-q8", kind)
