@@ -7,7 +7,7 @@ run of the tests compiles them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import pytest
 
 import modelfiles
 import tiny
+from hubserver import CHECKPOINT, GGUF, HubServer
 from keelback.convert import convert
 from keelback.engine.model import Model
 
@@ -79,3 +80,43 @@ def tiny_model(tiny_file: Callable[[str, str], Path]) -> Callable[[str, str, str
         )  # fmt: skip
 
     return model
+
+
+@pytest.fixture(scope="session")
+def contents(tmp_path_factory, tiny_file) -> dict[str, dict[str, bytes]]:
+    """What a hub has: a repository with a checkpoint, and one with GGUF files."""
+    folder = tiny.write_checkpoint("mamba-tied", tmp_path_factory.mktemp("hub") / "mamba-tied")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    never = {"modeling.py": b"import os", "pytorch_model.bin": b"x" * 300, "README.md": b"#"}
+    models = {
+        f"mamba-{kind.upper()}.gguf": tiny_file("mamba-q8", kind).read_bytes()
+        for kind in ("q8_0", "f16")
+    }
+    split = {f"x-Q2_K-0000{i}-of-00002.gguf": bytes([i]) * 300 for i in (1, 2)}
+    return {CHECKPOINT: files | never, GGUF: models | split | {"mmproj-F16.gguf": b"p" * 300}}
+
+
+@pytest.fixture
+def server(contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The server, as the only hub there is; nothing of the user's is read or written."""
+    from huggingface_hub import close_session, constants
+
+    from keelback.convert import hub
+
+    for name in [name for name in os.environ if name.startswith("HF_") or "proxy" in name.lower()]:
+        monkeypatch.delenv(name)
+    played = HubServer()
+    played.repos = {repo: dict(files) for repo, files in contents.items()}
+    template = f"{played.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", played.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    monkeypatch.setattr(hub, "WAITS", (0.0, 0.0))
+    monkeypatch.setenv("HF_ENDPOINT", played.address)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("KEELBACK_MODELS", str(tmp_path / "models"))
+    close_session()
+    yield played
+    close_session()
+    played.close()

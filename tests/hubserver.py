@@ -3,6 +3,7 @@
 As the real one it answers `GET /api/models/USER/MODEL[/revision/REV]?blobs=true`, and sends who
 asks for `/USER/MODEL/resolve/COMMIT/FILE` on: small files to a path of its own, large ones (LFS) to
 another host, where the token must not go. `faults` makes it misbehave, once for each entry.
+Tests get one by the fixture `server`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,21 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
+from keelback.convert import pull
+from keelback.convert.pull import Wanted
+from keelback.kernels.errors import InvalidInput
+
+#: What the fixture's hub has: a checkpoint, whose weights are LARGE, and a repository of GGUFs.
+CHECKPOINT, GGUF = "user/mamba-tied", "user/mamba-GGUF"
+LARGE = "model.safetensors"
 #: Files from this size on are in LFS.
-LARGE = 200
+IN_LFS = 200
 
 
 def commit(files: dict[str, bytes]) -> str:
@@ -31,7 +42,7 @@ def sibling(name: str, content: bytes) -> dict[str, Any]:
     """A file as the API lists it with its blobs."""
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
     entry: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": blob}
-    if len(content) >= LARGE:
+    if len(content) >= IN_LFS:
         sha256 = hashlib.sha256(content).hexdigest()
         entry["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 135}
     return entry
@@ -173,3 +184,15 @@ def reply(
 def refuse(request: BaseHTTPRequestHandler, status: int, code: str) -> None:
     """Send an error as the hub words it."""
     reply(request, status, json.dumps({"error": code}).encode(), {"X-Error-Code": code})
+
+
+def pulled(name: str, *, notes: list[str] | None = None, **options: Any) -> Path:
+    """Pull a model in this process; returns its path."""
+    return pull.pull(Wanted(name, **options), (notes if notes is not None else []).append)
+
+
+def locate_fails(name: str) -> bool:
+    """Whether a model is found nowhere on this machine."""
+    with pytest.raises(InvalidInput, match="has not been pulled"):
+        pull.locate(Wanted(name), offline=True)
+    return True

@@ -3,68 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from huggingface_hub import close_session, constants
 
-import tiny
-from hubserver import HubServer, commit
-from keelback.convert import convert, hub, pull
+from hubserver import CHECKPOINT, GGUF, LARGE, HubServer, commit, locate_fails, pulled
+from keelback.convert import convert
 from keelback.convert.pull import Wanted, locate
 from keelback.convert.store import Store
 from keelback.kernels.errors import InvalidFile, InvalidInput, KeelbackError, UnsupportedModel
 
-CHECKPOINT, GGUF = "user/mamba-tied", "user/mamba-GGUF"
-CONVERTED, LARGE = "mamba-tied-F32.gguf", "model.safetensors"
-NEVER = {"modeling.py": b"import os", "pytorch_model.bin": b"x" * 300, "README.md": b"#"}
-
-
-@pytest.fixture(scope="module")
-def contents(tmp_path_factory, tiny_file) -> dict[str, dict[str, bytes]]:
-    """A repository with a checkpoint, and one with GGUF files."""
-    folder = tiny.write_checkpoint("mamba-tied", tmp_path_factory.mktemp("hub") / "mamba-tied")
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    models = {
-        f"mamba-{kind.upper()}.gguf": tiny_file("mamba-q8", kind).read_bytes()
-        for kind in ("q8_0", "f16")
-    }
-    split = {f"x-Q2_K-0000{i}-of-00002.gguf": bytes([i]) * 300 for i in (1, 2)}
-    return {CHECKPOINT: files | NEVER, GGUF: models | split | {"mmproj-F16.gguf": b"p" * 300}}
-
-
-@pytest.fixture
-def server(contents, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """The server, as the only hub there is; nothing of the user's is read or written."""
-    for name in [name for name in os.environ if name.startswith("HF_") or "proxy" in name.lower()]:
-        monkeypatch.delenv(name)
-    played = HubServer()
-    played.repos = {repo: dict(files) for repo, files in contents.items()}
-    template = f"{played.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    monkeypatch.setattr(constants, "ENDPOINT", played.address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-    monkeypatch.setattr(hub, "WAITS", (0.0, 0.0))
-    monkeypatch.setenv("HF_ENDPOINT", played.address)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    monkeypatch.setenv("KEELBACK_MODELS", str(tmp_path / "models"))
-    close_session()
-    yield played
-    close_session()
-    played.close()
-
-
-def pulled(name: str, *, notes: list[str] | None = None, **options) -> Path:
-    return pull.pull(Wanted(name, **options), (notes if notes is not None else []).append)
+CONVERTED = "mamba-tied-F32.gguf"
 
 
 def files_in(folder: Path) -> set[str]:
@@ -193,12 +145,6 @@ def test_a_partial_file_that_is_wrong_is_replaced(server: HubServer):
     (partial,) = Store().downloads(GGUF).iterdir()
     partial.write_bytes(b"?" * partial.stat().st_size)
     assert pulled(GGUF).read_bytes() == server.repos[GGUF]["mamba-Q8_0.gguf"]
-
-
-def locate_fails(name: str) -> bool:
-    with pytest.raises(InvalidInput, match="has not been pulled"):
-        locate(Wanted(name), offline=True)
-    return True
 
 
 LASTING = {
@@ -352,179 +298,8 @@ def test_a_checkpoint_that_cannot_be_converted_is_kept_and_named(server: HubServ
     assert files_in(Store().folder) == set()
 
 
-def test_a_disk_that_is_too_small_is_seen_beforehand(server: HubServer, monkeypatch):
-    usage = shutil.disk_usage(".")._replace(free=1000)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InvalidInput, match=r"to come of .* and 0.00 GB are free .*KEELBACK_MODELS"):
-        pulled(GGUF)
-    assert server.downloads() == []
-
-
-def test_a_store_that_cannot_be_written_is_named(server: HubServer, tmp_path: Path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("KEELBACK_MODELS", str(tmp_path / "file" / "models"))
-    with pytest.raises(InvalidInput, match="cannot be written: Not a directory"):
-        pulled(GGUF)
-
-
-def test_a_file_of_somebody_else_is_neither_replaced_nor_removed(server: HubServer):
-    path = Store().home(GGUF) / "mamba-Q8_0.gguf"
-    path.parent.mkdir(parents=True)
-    path.write_text("mine")
-    with pytest.raises(InvalidInput, match="was not pulled; move it away"):
-        pulled(GGUF)
-    assert server.downloads() == []
-    pulled(f"{GGUF}:F16")
-    assert Store().discard(GGUF) == [f"{GGUF}:F16"]
-    assert path.read_text() == "mine"
-
-
-def test_removing_takes_what_the_name_says_and_nothing_else(server: HubServer):
-    kept, gone = pulled(f"{GGUF}:F16"), pulled(f"{GGUF}:Q8_0")
-    assert Store().discard(f"{GGUF}:q8_0") == [f"{GGUF}:Q8_0"]
-    assert kept.exists() and not gone.exists()
-    for name in (f"{GGUF}:Q8_0", "user/mamba-GUFF", "user/other", "mamba-gguf", str(gone)):
-        with pytest.raises(InvalidInput, match=rf"names nothing that was pulled; .*{GGUF}:F16"):
-            Store().discard(name)
-    assert Store().discard(GGUF) == [f"{GGUF}:F16"]
-    with pytest.raises(InvalidInput, match="nothing has been pulled yet"):
-        Store().discard(GGUF)
-
-
-BAD_RECORDS: dict[str, Callable[[dict], object]] = {
-    "a path outside": lambda r: r["files"][0].update(name="../../../precious"),
-    "an absolute path": lambda r: r["files"][0].update(name="/precious"),
-    "another repository": lambda r: r.update(repo="../.."),
-    "no files": lambda r: r.update(files=[]),
-    "a size that is none": lambda r: r["files"][0].update(size="3"),
-    "an unknown key": lambda r: r.update(more=1),
-}
-
-
-@pytest.mark.parametrize("case", BAD_RECORDS)
-def test_a_record_that_was_tampered_with_is_not_followed(
-    server: HubServer, tmp_path: Path, case: str
-):
-    path = pulled(f"{GGUF}:F16")
-    (tmp_path / "precious").write_text("mine")
-    record = path.with_name(f"{path.name}.keelback.json")
-    values = json.loads(record.read_text())
-    BAD_RECORDS[case](values)
-    record.write_text(json.dumps(values))
-    assert Store().listing() == [] and locate_fails(GGUF)
-    with pytest.raises(InvalidInput, match="nothing"):
-        Store().discard(GGUF)
-    assert (tmp_path / "precious").read_text() == "mine"
-
-
-def test_a_file_that_is_cut_short_is_not_there(server: HubServer):
-    path = pulled(f"{GGUF}:F16")
-    path.write_bytes(path.read_bytes()[:-1])
-    assert Store().listing() == [] and locate_fails(GGUF)
-    assert pulled(f"{GGUF}:F16").read_bytes() == server.repos[GGUF]["mamba-F16.gguf"]
-
-
 def test_without_the_extra_a_sentence_says_what_to_install(server: HubServer, monkeypatch):
     monkeypatch.delitem(sys.modules, "keelback.convert.hub")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InvalidInput, match=r"pip install 'keelback\[hub\]'"):
         pulled(GGUF)
-
-
-def keelback(*arguments: str, **options) -> subprocess.CompletedProcess:
-    options = {"input": "", "capture_output": True, "text": True, "timeout": 60, **options}
-    return subprocess.run([sys.executable, "-m", "keelback.cli", *arguments], **options)
-
-
-def test_run_pulls_a_model_once_and_needs_no_hub_afterwards(server: HubServer):
-    arguments = ("run", "-hf", f"{CHECKPOINT}:Q8_0", "3 14 15", "-n", "3", "--temp", "0")
-    first = keelback(*arguments)
-    assert first.returncode == 0 and len(first.stdout.split()) == 3
-    server.close()
-    listed = json.loads(keelback("ls", "--json").stdout)
-    assert [(row["name"], row["type"]) for row in listed] == [(f"{CHECKPOINT}:Q8_0", "Q8_0")]
-    assert listed[0]["revision"] == commit(server.repos[CHECKPOINT])
-    assert keelback(*arguments).stdout == first.stdout
-    assert keelback("rm", CHECKPOINT).stdout == f"removed {CHECKPOINT}:Q8_0\n"
-    gone = keelback(*arguments, "--offline")
-    assert gone.returncode == 1 and gone.stderr.startswith("Error: ") and not gone.stdout
-
-
-def test_pull_prints_the_path_and_nothing_else(server: HubServer):
-    done = keelback("pull", GGUF)
-    assert done.returncode == 0 and Path(done.stdout.strip()).name == "mamba-Q8_0.gguf"
-    assert json.loads(keelback("info", done.stdout.strip(), "--json").stdout)["file_bytes"]
-    failed = keelback("pull", "user/none")
-    assert failed.returncode == 1 and len(failed.stderr.splitlines()) == 1 and not failed.stdout
-
-
-BAD = {
-    "a model twice": (("run", "-hf", GGUF, "-m", "demo", "a"), 2, "given twice"),
-    "a file of no repository": (("run", "-hff", "x.gguf", "a"), 2, "--hf-repo names none"),
-    "a malformed name": (("run", "-hf", "../x", "a"), 1, "USER/MODEL"),
-    "no prompt": (("run", "-hf", GGUF), 1, "the prompt is empty"),
-    "rm of a path": (("rm", "./model.gguf"), 1, "nothing has been pulled yet"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_gets_one_sentence_and_no_request(server: HubServer, case: str):
-    arguments, status, said = BAD[case]
-    done = keelback(*arguments)
-    assert done.returncode == status and said in done.stderr and "Traceback" not in done.stderr
-    assert server.requests == []
-
-
-def started(*arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "keelback.cli", *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, start_new_session=True, **pipes)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_pull_goes_on_from_there(server: HubServer, number: int):
-    server.faults[LARGE] = ["slow"]
-    process = started("pull", CHECKPOINT)
-    partial = Store().downloads(CHECKPOINT)
-    size = len(server.repos[CHECKPOINT][LARGE])
-    while not any(path.stat().st_size for path in partial.glob(f"sha256-*-{LARGE}.partial")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=20)
-    if number == signal.SIGINT:
-        assert process.returncode == 130 and "goes on from here" in said
-        assert len(said.splitlines()) == 1
-    assert keelback("ls").stdout.startswith(f"{CHECKPOINT} (unfinished)")
-    server.requests.clear()
-    pulled(CHECKPOINT)
-    assert server.requests[-1][1]["range"] == f"bytes={size // 2}-"
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX limits")
-def test_a_file_that_cannot_grow_gets_a_sentence_and_can_be_gone_on_with(server: HubServer):
-    import resource
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-
-    assert len(server.repos[GGUF]["mamba-Q8_0.gguf"]) > 50_000
-    done = keelback("pull", GGUF, preexec_fn=limit)
-    assert done.returncode == 1 and "cannot be written: File too large" in done.stderr
-    assert len(done.stderr.splitlines()) == 1 and Store().present() == []
-    assert pulled(GGUF).read_bytes() == server.repos[GGUF]["mamba-Q8_0.gguf"]
-    assert server.requests[-1][1]["range"].startswith("bytes=")
-
-
-def test_two_processes_pull_a_model_once(server: HubServer):
-    both = [started("run", "-hf", CHECKPOINT, "-p", "1", "-n", "1") for _ in range(2)]
-    results = [process.communicate(timeout=60) for process in both]
-    assert [process.returncode for process in both] == [0, 0], results
-    assert sorted(server.downloads()) == ["config.json", LARGE]
-
-
-def test_nothing_but_a_pull_imports_huggingface_hub():
-    lines = "import sys, keelback.cli, keelback.convert.pull, keelback.convert.store"
-    check = f"{lines}\nprint('huggingface_hub' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
