@@ -37,7 +37,7 @@ def layer_types(
         raise InvalidFile(f"{config.path}: {name} does not name {count} layers")
     known = {spelling: kind for kind, names in spellings.items() for spelling in names}
     for kind in types:
-        if kind not in known:
+        if not isinstance(kind, str) or kind not in known:
             raise UnsupportedModel(
                 f"{config.path}: {name} names {str(kind)[:40]!r}; keelback runs "
                 f"{' and '.join(names[-1] for names in spellings.values())}"

@@ -113,6 +113,7 @@ def test_files_whose_keys_do_not_fit_get_a_sentence(tiny_file, tmp_path, key, va
         ("granite-moe", {"layer_types": ["attention"] * 3}, "all layers are attention"),
         ("granite-moe", {"layer_types": ["mamba"]}, "does not name 3 layers"),
         ("granite-moe", {"layer_types": ["mamba", "conv", "mamba"]}, "names 'conv'"),
+        ("granite-moe", {"layer_types": [["mamba"], "mamba", {}]}, r"names \"\['mamba'\]\""),
         ("granite-moe", {"head_dim": 8}, "head_dim is 8"),
         ("granite-moe", {"num_key_value_heads": 4}, "num_attention_heads is 6"),
         ("granite-moe", {"num_experts_per_tok": 7}, "num_experts_per_tok is 7"),

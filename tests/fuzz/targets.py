@@ -402,6 +402,34 @@ class TorchFiles:
         convert(self.folder, self.folder / "out.gguf")
 
 
+class Configs:
+    """config.json of checkpoints, which the first line of an input names: converted."""
+
+    SEEDS = (
+        "mamba-untied", "mamba2-g2", "granite-moe", "bamba-grouped", "qwen35moe-fused", "next-moe",
+        "nemotron-latent", "falcon-h1-norm", "jamba-moe", "kimi-hub", "ling-hub", "lfm2moe-bias",
+        "olmo-rope", "gdn-attn", "kda-pure",
+    )  # fmt: skip
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        paths = [tiny.write_checkpoint(name, folder / name) / "config.json" for name in self.SEEDS]
+        self.configs = [json.loads(path.read_text()) for path in paths]
+
+    def mutated(self, random: Random) -> bytes:
+        name, config = random.choice(list(zip(self.SEEDS, self.configs, strict=True)))
+        text = mutate.to_json(mutate.json_value(random, config))
+        return f"{name}\n{text}".encode("utf-8", "surrogatepass")
+
+    def run(self, path: Path) -> None:
+        """The tensors beside it are sound."""
+        name, _, config = path.read_bytes().partition(b"\n")
+        checkpoint = self.folder / name.decode()
+        (checkpoint / "config.json").write_bytes(config)
+        convert(checkpoint, self.folder / "out.gguf")
+
+
 TARGETS: dict[str, type[Target]] = {
     "gguf": GgufFiles, "state": States, "tokenizer": Tokenizers, "bin": TorchFiles,
+    "config": Configs,
 }  # fmt: skip
