@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 from ..kernels.errors import InvalidFile, InvalidInput
+from . import layouts, tokenizer
 
 #: What is taken where no tag is given, if it is there.
 PREFERRED = ("Q4_K_M", "Q8_0")
@@ -30,14 +32,8 @@ _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 #: GGUF files that are no language model by themselves.
 _BESIDE = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 
-_SMALL = re.compile(
-    r"(config|generation_config|adapter_config|params|tokenizer|tokenizer_config"
-    r"|hf_quant_config|quantize_config|quant_config"
-    r"|special_tokens_map|added_tokens|vocab|tekken|chat_template)\.json"
-    r"|merges\.txt|chat_template\.jinja|tokenizer\.model(\.v\d+\w*)?|[\w.-]+\.tiktoken"
-    r"|tiktoken\.model",
-    re.ASCII,
-)
+#: What is read beside weights; of nothing else a conversion could depend on whether it is there.
+_SMALL = (*layouts.FILES, *tokenizer.FILES)
 #: Weights in the order in which they are preferred; the first kind that is there is taken whole.
 _WEIGHTS = [
     re.compile(pattern, re.ASCII)
@@ -141,17 +137,22 @@ def choose(models: list[str], name: Name, file: str | None) -> str:
 
 
 def checkpoint_files(names: Iterable[str]) -> list[str]:
-    """What converting needs of a checkpoint's files: no code, no other formats, nothing twice.
+    """What converting reads of a checkpoint's files: no other formats, nothing twice.
 
-    Empty where there are no weights that can be converted.
+    Those of its folder come first. Empty where there are no weights that can be converted.
     """
-    names = sorted(filter(is_safe, names))
-    small = [name for name in names if _SMALL.fullmatch(name)]
+    names = sorted(filter(is_safe, names), key=lambda name: (name.count("/"), name))
+    small = [name for name in names if any(_is_like(name, pattern) for pattern in _SMALL)]
     for pattern in _WEIGHTS:
         weights = [name for name in names if pattern.fullmatch(name)]
         if any(not name.endswith(".json") for name in weights):
             return small + weights
     return []
+
+
+def _is_like(name: str, pattern: str) -> bool:
+    """Whether a path has a pattern, whose `*` stands for no slash."""
+    return name.count("/") == pattern.count("/") and fnmatchcase(name, pattern)
 
 
 def _list(names: Iterable[str]) -> str:

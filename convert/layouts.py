@@ -15,7 +15,11 @@ from typing import Any
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .config import Config, demand, read_json
 from .location import no_config
+from .refusals import FILES as REFUSED_BY
 from .refusals import float8_block, refuse_adapter
+
+#: The files that are read to recognise a layout.
+FILES = ("config.json", "params.json", *REFUSED_BY)
 
 #: Keys that have had another name in transformers or have one in flash-linear-attention.
 _SPELLINGS = {

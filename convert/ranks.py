@@ -26,6 +26,9 @@ from .vocabulary import LONGEST_TOKEN, check_fits, check_work
 #: Files of tiktoken, and the pre-tokenizer that goes with each. The pattern itself stands in a
 #: program beside the file, which is not run; it must hold the text behind the name.
 PATTERNS = {"tiktoken.model": "kimi-k2", "qwen.tiktoken": "qwen2", "qwen3_6.tiktoken": "qwen35"}
+_PROGRAMS = "tokenization_*.py"
+#: The files that are read here.
+FILES = ("tekken.json", *PATTERNS, _PROGRAMS)
 _SIGNS = {
     "kimi-k2": r"[\p{Han}]+", "qwen2": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|",
     "qwen35": r"[\p{L}\p{M}]+|\p{N}|",
@@ -184,7 +187,7 @@ def _check_ranks(path: Path, ranks: Mapping[bytes, int], vocab_size: int) -> Non
 
 def _check_sign(path: Path, pre: str) -> None:
     """Refuse a file whose program, where there is one, has another pattern than the name says."""
-    programs = sorted(path.parent.glob("tokenization_*.py"))
+    programs = sorted(path.parent.glob(_PROGRAMS))
     texts = [read_bytes(program).decode("utf-8", "replace") for program in programs]
     if texts and not any(_SIGNS[pre] in text for text in texts):
         raise UnsupportedModel(

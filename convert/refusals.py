@@ -29,6 +29,8 @@ _ADAPTED = (".lora_A.weight", ".lora_B.weight", ".lora_A.default.weight", ".lora
 
 #: Files that say how the weights beside them are quantized, when config does not.
 _BESIDE = {"quantize_config.json": "GPTQ", "quant_config.json": "AWQ"}
+#: All files that are looked at here.
+FILES = ("adapter_config.json", "hf_quant_config.json", *_BESIDE)
 
 _ENDS = ("MaskedLM", "Classification", "QuestionAnswering", "MultipleChoice")
 _ENCODERS = (

@@ -16,12 +16,16 @@ from typing import Any
 from ..kernels.errors import InvalidInput, UnsupportedModel, refuse_panics
 from .byte_level import from_json, from_vocab_and_merges
 from .config import read_json
+from .ranks import FILES as RANKS
 from .ranks import PATTERNS, from_tekken, from_tiktoken
 from .sentencepieces import from_metaspace, from_sentencepiece
+from .tokenizer_settings import FILES as SETTINGS
 from .tokenizer_settings import Settings
 
 # Vocabularies in forms that say too little about how text is split to be converted.
 _FOREIGN = ("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "rwkv_vocab_v20230424.txt")
+#: The files of a folder that are read for its tokenizer, or stand in the way of one.
+FILES = ("tokenizer.json", "tokenizer.model", "*.model.v*", *RANKS, *_FOREIGN, *SETTINGS)
 # Mistral's own: the version stands for the layout of a conversation, not of the file.
 _VERSIONED = re.compile(r".+\.model\.v(\d{1,3})(?:m\d{1,3})?")
 

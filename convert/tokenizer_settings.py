@@ -17,6 +17,14 @@ from ..kernels.formats import pretokenizers
 from .config import read_json_if_there, read_template
 from .layouts import unwrapped
 
+#: Templates beside the default one.
+_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
+#: The files that are read here.
+FILES = (
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
+    "generation_config.json", "chat_template.jinja", "chat_template.json", _MORE_TEMPLATES,
+)  # fmt: skip
+
 # Special tokens by their name in Hugging Face's files, and in GGUF (the misspelling is historic).
 _SPECIAL = {
     "bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding",
@@ -139,12 +147,18 @@ class Settings:
         return [number for number in numbers if number >= 0]
 
     def chat_templates(self) -> dict[str, Any]:
-        """The pairs of the chat templates: a file of its own wins over tokenizer_config.json."""
+        """The pairs of the chat templates: chat_template.jinja wins over tokenizer_config.json.
+
+        Raises InvalidFile for templates that are no texts, or are links out of the checkpoint.
+        """
         file = self.folder / "chat_template.jinja"
         stored = self.tokenizer.get("chat_template")
+        if stored is None:
+            # Where processors of several kinds of input have kept it.
+            stored = read_json_if_there(self.folder / "chat_template.json").get("chat_template")
         try:
             if file.is_file():
-                more = sorted((self.folder / "additional_chat_templates").glob("*.jinja"))
+                more = sorted(self.folder.glob(_MORE_TEMPLATES))
                 named = {"default": read_template(self.folder, file)}
                 named |= {path.stem: read_template(self.folder, path) for path in more}
             elif isinstance(stored, list):

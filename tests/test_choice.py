@@ -126,18 +126,19 @@ WEIGHTS = {
     ),
 }
 SMALL = [
-    "chat_template.jinja",
-    "config.json",
-    "hf_quant_config.json",
-    "params.json",
-    "tokenizer.json",
-    "tokenizer.model.v3",
-]
+    "chat_template.jinja", "chat_template.json", "config.json", "hf_quant_config.json",
+    "params.json", "rwkv_vocab_v20230424.txt", "spiece.model", "tiktoken.model",
+    "tokenization_kimi.py", "tokenizer.json", "tokenizer.model.v3", "vocab.txt",
+    "additional_chat_templates/rag.jinja",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", WEIGHTS)
-def test_a_checkpoint_is_taken_once_and_without_code(case: str):
+def test_a_checkpoint_is_taken_once_and_without_what_is_not_read(case: str):
     taken, left = WEIGHTS[case]
     never = ["modeling.py", "onnx/model.onnx", "sub/model.safetensors", "README.md", "flax.msgpack"]
+    never += ["sub/vocab.txt", "sub/tokenizer.model.v3", "additional_chat_templates/a/b.jinja"]
     found = checkpoint_files([*taken, *left, *never, *SMALL])
     assert sorted(found) == sorted([*taken, *SMALL])
+    # A checkpoint in the store is where its first file is.
+    assert "/" not in found[0]

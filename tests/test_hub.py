@@ -288,6 +288,16 @@ def test_a_wrapped_model_is_pulled_as_it_is_converted(server: HubServer):
     assert pulled(CHECKPOINT).is_file()
 
 
+def test_a_pulled_checkpoint_has_the_tokenizer_of_a_local_one(server: HubServer, tmp_path: Path):
+    beside = {"additional_chat_templates/rag.jinja": b"{{ messages }}", "vocab.txt": b"the\n"}
+    server.repos[CHECKPOINT] |= beside
+    with pytest.raises(UnsupportedModel, match=r"vocab\.txt is a tokenizer keelback cannot conv"):
+        pulled(CHECKPOINT)
+    folder = tmp_path / "models" / CHECKPOINT / CHECKPOINT.split("/")[1]
+    assert files_in(folder) == {"config.json", LARGE, *beside}
+    assert Store().discard(CHECKPOINT) and files_in(tmp_path / "models") == set()
+
+
 def test_a_checkpoint_that_cannot_be_converted_is_kept_and_named(server: HubServer):
     server.repos[CHECKPOINT][LARGE] = b"no weights" * 100
     notes: list[str] = []

@@ -208,6 +208,11 @@ def test_byte_level_pairs(tmp_path: Path) -> None:
     pairs = read_tokenizer(save(tmp_path, tokenizer_config=config), 410)
     chat = [value for key, value in sorted(pairs.items()) if "chat" in key]
     assert chat == ["a", "b", ["tooluse"]]
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "of a processor"}')
+    assert read_tokenizer(tmp_path, 410)["tokenizer.chat_template"] == "a"
+    del config["chat_template"]
+    pairs = read_tokenizer(save(tmp_path, tokenizer_config=config), 410)
+    assert pairs["tokenizer.chat_template"] == "of a processor"
 
 
 def test_merges_as_strings_and_as_pairs(tmp_path: Path) -> None:
