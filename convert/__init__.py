@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from ..kernels.errors import InvalidInput, UnsupportedModel
 from ..kernels.files import check_target
+from .architectures import module_of, modules
 from .checkpoint import Checkpoint
 from .config import Config, read_json_if_there
 from .importance import Weighing
@@ -82,19 +82,12 @@ def plan_for(checkpoint: Checkpoint) -> Plan:
 def architecture_of(config: Config) -> Any:
     """The module that converts a config's model_type; UnsupportedModel where there is none."""
     kind = config.get("model_type")
-    for module in _modules():
-        if kind in module.MODEL_TYPES:
-            return module
-    known = ", ".join(sorted(name for module in _modules() for name in module.MODEL_TYPES))
+    if (module := module_of(kind)) is not None:
+        return module
+    known = ", ".join(sorted(name for module in modules() for name in module.MODEL_TYPES))
     raise unknown_family(config) or UnsupportedModel(
         f"{config.path}: the model_type {repr(kind)[:40]} is not known; keelback converts {known}"
     )
-
-
-def _modules() -> list[Any]:
-    names = sorted(file.stem for file in Path(__file__).parent.glob("[!_]*.py"))
-    modules = [importlib.import_module(f".{name}", __package__) for name in names]
-    return [module for module in modules if hasattr(module, "MODEL_TYPES")]
 
 
 def output_type(plan: Plan, outtype: str) -> FileType:

@@ -112,3 +112,13 @@ def test_nothing_but_a_pull_imports_huggingface_hub():
     check = f"{lines}\nprint('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_converting_needs_no_huggingface_hub(tmp_path: Path):
+    folder = tiny.write_checkpoint("mamba-tied", tmp_path / "m")
+    lines = (
+        "import sys; sys.modules['huggingface_hub'] = None; from keelback.convert import convert"
+    )
+    check = f"{lines}; print(convert({str(folder)!r}, {str(tmp_path / 'm.gguf')!r}))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'm.gguf'}\n"
