@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from ..kernels.errors import InvalidFile, UnsupportedModel
@@ -52,6 +52,8 @@ class Checkpoint:
         #: Tensors that belong to no language model.
         self.left_aside: list[str] = []
         self._tensors: dict[str, Source] = {}
+        #: What a tensor is called in which file, for messages.
+        self._origins: dict[str, tuple[Path, str]] = {}
         self._used: set[str] = set()
         for file in self.files:
             self._open(file)
@@ -71,7 +73,7 @@ class Checkpoint:
                     f"{file}: the tensor {stored_name} is there twice; keep the files of one copy "
                     "of the weights only"
                 )
-            self._tensors[name] = tensor
+            self._tensors[name], self._origins[name] = tensor, (file, stored_name)
 
     def _join_factors(self) -> None:
         """Put the factors of float8 matrices to the matrices."""
@@ -82,16 +84,18 @@ class Checkpoint:
                 self._tensors[weight] = self._scaled(numbers, self._tensors.pop(name), name)
         bare = [name for name, tensor in self._tensors.items() if tensor.kind in FLOAT8]
         if self.layout.block and bare:
+            file, stored_name = self._origins[bare[0]]
             raise InvalidFile(
-                f"{self.folder} lacks the factors of the float8 tensor {bare[0]}; download the "
+                f"{file} lacks the factors of the float8 tensor {stored_name}; download the "
                 "checkpoint again"
             )
 
     def _scaled(self, numbers: Source, factors: Source, name: str) -> Scaled:
         """Factors are for blocks of the size that config names, for rows, or for all at once."""
+        file, stored_name = self._origins[name]
         if len(numbers.shape) != 2 or factors.kind not in TYPES or 0 in factors.shape:
             raise UnsupportedModel(
-                f"{self.folder}: {name} belongs to no float8 matrix; convert the checkpoint in BF16"
+                f"{file}: {stored_name} belongs to no float8 matrix; convert the checkpoint in BF16"
             )
         rows, columns = numbers.shape
         high, wide = self.layout.block or BLOCK
@@ -105,34 +109,32 @@ class Checkpoint:
         if values.size == rows:
             return Scaled(numbers, values.reshape(rows, 1), (1, columns))
         raise InvalidFile(
-            f"{self.folder}: {name} has the shape {list(factors.shape)}, where blocks of "
+            f"{file}: {stored_name} has the shape {list(factors.shape)}, where blocks of "
             f"{[high, wide]} of a matrix {[rows, columns]} ask for {list(grid)}; download the "
             "checkpoint again"
         )
 
-    def names(self) -> Iterable[str]:
-        """The names of all tensors."""
-        return self._tensors.keys()
-
     def find(self, name: str, *shape: int) -> Source | None:
         """A tensor seen in the shape that is asked for, or None where there is none.
 
-        Raises InvalidFile when it has another one, dimensions of one apart.
+        Raises InvalidFile when it has another one, dimensions of one apart, or is empty,
+        UnsupportedModel when its numbers have a type that cannot be read.
         """
         source = self._tensors.get(name)
         if source is None:
             return None
         self._used.add(name)
+        file, stored_name = self._origins[name]
         if source.kind not in TYPES:
             raise UnsupportedModel(
-                f"{self.folder}: tensor {name} has the type {source.kind}; "
+                f"{file}: tensor {stored_name} has the type {source.kind}; "
                 "convert a checkpoint in F32, F16, BF16 or float8"
             )
         if 0 in source.shape:
-            raise InvalidFile(f"{self.folder}: tensor {name} is empty; download it again")
+            raise InvalidFile(f"{file}: tensor {stored_name} is empty; download it again")
         if shape and [n for n in source.shape if n != 1] != [n for n in shape if n != 1]:
             raise InvalidFile(
-                f"{self.folder}: tensor {name} has the shape {list(source.shape)} where config "
+                f"{file}: tensor {stored_name} has the shape {list(source.shape)} where config "
                 f"asks for {list(shape)}; the two do not belong together"
             )
         return source.reshaped(*shape) if shape else source
@@ -142,20 +144,24 @@ class Checkpoint:
         source = self.find(name, *shape)
         if source is None:
             raise InvalidFile(
-                f"{self.folder} lacks the tensor {name}; download the checkpoint again"
+                f"{self.folder} lacks the tensor {self._spelled(name)}; download the checkpoint "
+                "again"
             )
         return source
 
-    def ignore(self, *prefixes: str) -> int:
-        """Leave tensors aside on purpose; returns how many there are."""
-        names = [name for name in self._tensors if name.startswith(prefixes)]
-        self._used.update(names)
-        return len(names)
+    def _spelled(self, name: str) -> str:
+        """What a tensor that is not there would be called beside those that are."""
+        root, _, rest = name.partition(".")
+        for known, (_, stored_name) in self._origins.items():
+            _, _, bare = known.partition(".")
+            if known.startswith(f"{root}.") and stored_name.endswith(bare):
+                return stored_name.removesuffix(bare) + rest
+        return name
 
     def check_all_used(self) -> None:
         """Raise UnsupportedModel when a tensor has been left aside: the result would be wrong."""
         left = [name for name in self._tensors if name not in self._used]
-        left = sorted(name for name in left if not name.endswith(_IGNORED))
+        left = sorted(self._origins[name][1] for name in left if not name.endswith(_IGNORED))
         if left:
             raise UnsupportedModel(
                 f"{self.folder}: {len(left)} tensors have no place in this architecture, "

@@ -135,6 +135,42 @@ def test_float8_factors_are_told_apart_by_their_shape(checkpoint: Path, block: t
     assert source.block[1] <= values.shape[1]
 
 
+@pytest.mark.parametrize(
+    ("layout", "changes", "said"),
+    [
+        ("transformers 5", {"num_hidden_layers": 9}, r"lacks the tensor backbone\.layers\.2\.norm"),
+        (
+            "mamba_ssm",
+            {"d_model": 41},
+            r"\.safetensors: tensor backbone\.embedding\.weight has the",
+        ),
+        ("mamba_ssm", {"n_layer": 9}, r"lacks the tensor backbone\.layers\.2\.norm\.weight"),
+        ("below", {"num_hidden_layers": 9}, r"lacks the tensor model\.language_model\.layers\.2\."),
+        (
+            "below",
+            {"hidden_size": 41},
+            r"\.safetensors: tensor model\.language_model\.embeddings\.",
+        ),
+        (
+            "below",
+            {"num_hidden_layers": 1},
+            r"place .*, model\.language_model\.layers\.1\.mixer\.A_",
+        ),
+    ],
+)
+def test_tensors_are_named_as_the_file_names_them(checkpoint, layout: str, changes, said: str):
+    tensors = tiny.stored("mamba-tied")
+    if layout == "mamba_ssm":
+        tensors = {name.replace("embeddings", "embedding"): t for name, t in tensors.items()}
+        tiny.write_config(checkpoint, MAMBA_SSM)
+    if layout == "below":
+        tensors = {
+            name.replace("backbone", "model.language_model"): t for name, t in tensors.items()
+        }
+    tiny_files.write_safetensors(checkpoint / "model.safetensors", tensors)
+    refused(edit(checkpoint, **changes), said, keelback.KeelbackError)
+
+
 def test_an_output_matrix_that_config_promises_has_to_be_there(checkpoint: Path):
     refused(
         edit(checkpoint, tie_word_embeddings=False),
