@@ -5,12 +5,21 @@ from __future__ import annotations
 from ..kernels.errors import UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config, demand
-from .kda import Delta, add_layer, lower_bound, model_keys, positive_exp, remark_differences
+from .kda import (
+    AUTHORS_KEYS,
+    Delta,
+    add_layer,
+    lower_bound,
+    model_keys,
+    positive_exp,
+    remark_differences,
+)
 from .mamba import add_ends
 from .plan import Plan, negative_exp
 from .rope import speed_keys
 
 MODEL_TYPES = ("bailing_hybrid",)
+SPELLINGS = AUTHORS_KEYS
 
 #: Limits of the values within experts, one a layer; 0 and null are none.
 _LIMITS = ("expert_swiglu_limit_list", "share_expert_swiglu_limit_list")

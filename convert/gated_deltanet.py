@@ -20,6 +20,7 @@ from .mamba import add_ends
 from .plan import Part, Plan
 
 MODEL_TYPES = ("gated_deltanet",)
+CLASSES = {"GatedDeltaNetForCausalLM": "gated_deltanet"}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

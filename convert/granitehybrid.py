@@ -14,6 +14,7 @@ from .mamba2 import add_mixer, remark_limit
 from .plan import Plan
 
 MODEL_TYPES = ("granitemoehybrid", "bamba")
+CLASSES = {"GraniteMoeHybridForCausalLM": "granitemoehybrid", "BambaForCausalLM": "bamba"}
 
 #: Granite's multipliers: config's name, GGUF's. All are 1 where config says nothing.
 _SCALES = {

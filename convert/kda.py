@@ -25,6 +25,12 @@ _EPS = 1e-6
 #: What experts are called by the authors of Kimi Linear.
 _KIMI_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 _SIGMOID = 2
+#: What the authors of both call keys of transformers.
+AUTHORS_KEYS = {
+    "max_position_embeddings": "model_max_length", "norm_topk_prob": "moe_renormalize",
+    "num_local_experts": "num_experts", "num_experts_per_tok": "num_experts_per_token",
+    "n_shared_experts": "num_shared_experts", "n_group": "num_expert_group",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config, demand
-from .kda import Delta, add_layer, model_keys, remark_differences
+from .kda import AUTHORS_KEYS, Delta, add_layer, model_keys, remark_differences
 from .mamba import add_ends
 from .plan import Plan, negative_exp
 from .rope import rope_of
 
 MODEL_TYPES = ("kimi_linear",)
+SPELLINGS = AUTHORS_KEYS
 
 #: Sizes of delta attention: transformers' name, and the authors' in an object of their own.
 _SIZES = {

@@ -13,15 +13,13 @@ from .plan import Part, Plan
 from .rope import side_by_side
 
 #: How releases of transformers have called layers; the first name of each is keelback's.
-SPELLINGS = {
+KINDS = {
     "full_attention": ("full_attention", "attention"),
     "linear_attention": ("linear_attention", "mamba"),
 }
 
 
-def layer_types(
-    config: Config, spellings: Mapping[str, tuple[str, ...]] = SPELLINGS
-) -> list[str] | None:
+def layer_types(config: Config, kinds: Mapping[str, tuple[str, ...]] = KINDS) -> list[str] | None:
     """The kind of every layer, as `layer_types` names it; None where config has no such list.
 
     Raises InvalidFile for a list of another length, UnsupportedModel for an unknown kind.
@@ -35,12 +33,12 @@ def layer_types(
     count = config.count("num_hidden_layers", len(types))
     if len(types) != count:
         raise InvalidFile(f"{config.path}: {name} does not name {count} layers")
-    known = {spelling: kind for kind, names in spellings.items() for spelling in names}
+    known = {spelling: kind for kind, names in kinds.items() for spelling in names}
     for kind in types:
         if not isinstance(kind, str) or kind not in known:
             raise UnsupportedModel(
                 f"{config.path}: {name} names {str(kind)[:40]!r}; keelback runs "
-                f"{' and '.join(names[-1] for names in spellings.values())}"
+                f"{' and '.join(names[-1] for names in kinds.values())}"
             )
     return [known[kind] for kind in types]
 

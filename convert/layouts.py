@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..kernels.errors import InvalidFile, UnsupportedModel
+from .architectures import module_of, modules
 from .config import Config, demand, read_json
 from .location import no_config
 from .refusals import FILES as REFUSED_BY
@@ -21,14 +22,9 @@ from .refusals import float8_block, refuse_adapter
 #: The files that are read to recognise a layout.
 FILES = ("config.json", "params.json", *REFUSED_BY)
 
-#: Keys that have had another name in transformers or have one in flash-linear-attention.
-_SPELLINGS = {
-    "layer_norm_epsilon": "norm_eps", "time_step_rank": "dt_rank", "time_step_limit": "dt_limit",
-    "layer_types": "layers_block_type", "rope_parameters": "rope_scaling",
-    "max_position_embeddings": "model_max_length", "norm_topk_prob": "moe_renormalize",
-    "num_local_experts": "num_experts", "num_experts_per_tok": "num_experts_per_token",
-    "n_shared_experts": "num_shared_experts", "n_group": "num_expert_group",
-}  # fmt: skip
+#: Keys that have had another name in transformers, whatever the architecture; each may have more
+#: SPELLINGS of its own.
+_SPELLINGS = {"layer_types": "layers_block_type", "rope_parameters": "rope_scaling"}
 _MAMBA_SSM = {
     "hidden_size": "d_model", "num_hidden_layers": "n_layer", "expand": "ssm_cfg.expand",
     "state_size": "ssm_cfg.d_state", "conv_kernel": "ssm_cfg.d_conv",
@@ -52,21 +48,14 @@ _FLA_FIXED = {"rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False}
 _WRAPPED = ("text_config", "llm_config", "language_config")
 _OWN_TO_WRAPPERS = {"model_type", "architectures", "tie_word_embeddings"}
 
-#: The model_type of the classes of configs that do not name it.
-_CLASSES = {
-    "MambaForCausalLM": "mamba", "FalconMambaForCausalLM": "falcon_mamba",
-    "Mamba2ForCausalLM": "mamba2", "GatedDeltaNetForCausalLM": "gated_deltanet",
-    "GraniteMoeHybridForCausalLM": "granitemoehybrid", "BambaForCausalLM": "bamba",
-}  # fmt: skip
-
-#: What the tensors of a language model may begin with, and what their names begin with then.
+#: What the tensors of a language model may begin with, what their names begin with then, and what
+#: stands before that here, whatever transformers calls it.
 _OUTER = ("model.", "backbone.", "language_model.", "text_model.", "module.", "_orig_mod.")
 _INNER = (
     "embeddings", "embed_tokens", "word_embeddings", "layers", "norm_f", "norm", "final_layernorm",
     "embedding_norm",
 )  # fmt: skip
-#: Types whose tensors transformers calls `backbone.`; those of others are `model.`.
-_BACKBONES = ("mamba", "falcon_mamba", "mamba2")
+_ROOT = "model."
 #: Layers that guess several tokens ahead, which no model needs to run: what their tensors begin
 #: with, or how many of them stand behind the other layers.
 _MTP, _MTP_LAYERS = "mtp", ("num_nextn_predict_layers", "num_mtp_layers")
@@ -74,7 +63,7 @@ _MTP, _MTP_LAYERS = "mtp", ("num_nextn_predict_layers", "num_mtp_layers")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a checkpoint is to be read: its config and its tensors' names as transformers has them.
+    """How a checkpoint is to be read: its config and its tensors by the names of transformers.
 
     rename: None for a tensor that is no part of the language model. block: rows and columns that
     share a factor in a float8 matrix; None where config speaks of no such matrices.
@@ -99,9 +88,8 @@ def recognise(folder: Path) -> Layout:
         config, wrapped = _mistral(original, read_json(original)), False
     else:
         raise no_config(folder)
-    root = "backbone." if config.get("model_type") in _BACKBONES else "model."
     block = float8_block(folder, config.values)
-    return Layout(config, partial(_renamed, root, wrapped, _guessing(config)), block)
+    return Layout(config, partial(_renamed, wrapped, _guessing(config)), block)
 
 
 def _guessing(config: Config) -> range:
@@ -142,15 +130,13 @@ def _is_mamba_ssm(values: dict[str, Any]) -> bool:
 
 def _transformers(path: Path, values: dict[str, Any]) -> Config:
     """The config of transformers, or of flash-linear-attention, which has classes of its names."""
+    values = {**values, "model_type": _model_type(values)}
+    spellings = _SPELLINGS | getattr(module_of(values["model_type"]), "SPELLINGS", {})
     names = {
         ours: theirs
-        for ours, theirs in _SPELLINGS.items()
+        for ours, theirs in spellings.items()
         if values.get(ours) is None and theirs in values
     }
-    classes = values.get("architectures")
-    if values.get("model_type") is None and isinstance(classes, list):
-        known = [_CLASSES[name] for name in map(str, classes) if name in _CLASSES]
-        values = {**values, "model_type": known[0] if known else None}
     config = Config(path, values, names)
     if config.get("model_type") == "mamba2" and "fuse_norm" in values:
         values["n_groups"] = config.count("n_groups", 1)
@@ -161,6 +147,18 @@ def _transformers(path: Path, values: dict[str, Any]) -> Config:
                 "normalised all groups as one; keelback runs models whose groups are apart"
             )
     return config
+
+
+def _model_type(values: dict[str, Any]) -> Any:
+    """The config's model_type, or that of the class of the model, where one is known by it."""
+    known = values.get("model_type")
+    names = values.get("architectures")
+    if known is None and isinstance(names, list):
+        classes = {
+            name: kind for m in modules() for name, kind in getattr(m, "CLASSES", {}).items()
+        }
+        known = next((classes[name] for name in map(str, names) if name in classes), None)
+    return known
 
 
 def _mamba_ssm(path: Path, values: dict[str, Any]) -> Config:
@@ -204,8 +202,8 @@ def _heads(config: Config) -> int:
     return inner // width
 
 
-def _renamed(root: str, wrapped: bool, guessing: range, name: str) -> str | None:
-    """The name that transformers gives a tensor, or None for one that is left aside."""
+def _renamed(wrapped: bool, guessing: range, name: str) -> str | None:
+    """The name of a tensor by which converters ask for it, or None for one that is left aside."""
     bare = name
     while bare.startswith(_OUTER):
         bare = bare.partition(".")[2]
@@ -216,7 +214,7 @@ def _renamed(root: str, wrapped: bool, guessing: range, name: str) -> str | None
     if first == "layers" and number.isdecimal() and int(number[:9]) in guessing:
         return None
     if first in _INNER:
-        return f"{root}{first}.{rest}"
+        return f"{_ROOT}{first}.{rest}"
     if first == "lm_head":
         return bare
     return None if wrapped or first == _MTP else name

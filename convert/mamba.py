@@ -9,11 +9,14 @@ import numpy as np
 
 from .checkpoint import Checkpoint
 from .config import Config
-from .mamba_ssm import add_layer, layer_keys
+from .mamba_ssm import FLA_KEYS, add_layer, layer_keys
 from .plan import Part, Plan, negative_exp
 from .source import equal
 
 MODEL_TYPES = ("mamba", "falcon_mamba")
+#: The classes of configs that do not name their type.
+CLASSES = {"MambaForCausalLM": "mamba", "FalconMambaForCausalLM": "falcon_mamba"}
+SPELLINGS = FLA_KEYS
 
 #: Mamba has no context limit; llama.cpp writes this one.
 CONTEXT_LENGTH = 1 << 20
@@ -42,7 +45,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
             f"for keelback only: the inner size {d_inner} is not twice the hidden size {d_model}"
         )
     _add_inner_norms(result, config)
-    add_ends(result, checkpoint, "backbone.embeddings.weight", "backbone.norm_f.weight")
+    add_ends(result, checkpoint, "model.embeddings.weight", "model.norm_f.weight")
     for i in range(layers):
         add_layer(result, checkpoint, i, add_mixer)
     return result

@@ -8,10 +8,12 @@ from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config
 from .mamba import CONTEXT_LENGTH, add_conv, add_ends, add_projection_biases
-from .mamba_ssm import add_layer, layer_keys
+from .mamba_ssm import FLA_KEYS, add_layer, layer_keys
 from .plan import Part, Plan, negative_exp
 
 MODEL_TYPES = ("mamba2",)
+SPELLINGS = FLA_KEYS
+CLASSES = {"Mamba2ForCausalLM": "mamba2"}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
@@ -39,7 +41,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
             f"for keelback only: the inner size {d_inner} is not twice the hidden size {d_model}"
         )
     remark_limit(result, config)
-    add_ends(result, checkpoint, "backbone.embeddings.weight", "backbone.norm_f.weight")
+    add_ends(result, checkpoint, "model.embeddings.weight", "model.norm_f.weight")
     for i in range(layers):
         add_layer(result, checkpoint, i, add_mixer)
     return result

@@ -16,6 +16,10 @@ from .experts import half
 from .layers import add_linear, add_norm
 from .plan import Plan
 
+#: What flash-linear-attention calls keys of transformers.
+FLA_KEYS = {
+    "layer_norm_epsilon": "norm_eps", "time_step_rank": "dt_rank", "time_step_limit": "dt_limit",
+}  # fmt: skip
 #: The width of an MLP is rounded up to a multiple of this.
 _MULTIPLE = 128
 
@@ -75,7 +79,7 @@ def add_layer(
     add_mixer: Callable[[Plan, Checkpoint, str, str], None],
 ) -> None:
     """A layer's norms, its mixer by `add_mixer` or its attention, and its MLP where it has one."""
-    keys, layer, blk = result.keys, f"backbone.layers.{i}", f"blk.{i}"
+    keys, layer, blk = result.keys, f"model.layers.{i}", f"blk.{i}"
     d_model, d_ff = keys["embedding_length"], keys["feed_forward_length"]
     add_norm(result, checkpoint, f"{layer}.norm", f"{blk}.attn_norm", d_model)
     if keys["attention.head_count"] and keys["attention.head_count"][i]:
@@ -94,7 +98,7 @@ def add_layer(
 
 def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     """Queries, keys and values lie in one matrix here, and pass one convolution."""
-    keys, mixer, blk = result.keys, f"backbone.layers.{i}.mixer", f"blk.{i}"
+    keys, mixer, blk = result.keys, f"model.layers.{i}.mixer", f"blk.{i}"
     d_model, d_head = keys["embedding_length"], keys["attention.key_length"]
     heads, key_heads = (keys[f"attention.{key}"][i] for key in ("head_count", "head_count_kv"))
     inner, rows = heads * d_head, (heads + 2 * key_heads) * d_head

@@ -9,7 +9,7 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .experts import add_experts, expert_groups
 from .layers import (
-    SPELLINGS,
+    KINDS,
     add_attention,
     add_linear,
     add_mlp,
@@ -25,7 +25,7 @@ from .rope import rope_of
 MODEL_TYPES = ("nemotron_h",)
 
 #: A layer has one of these alone. The marks are those of `hybrid_override_pattern`.
-_KINDS = SPELLINGS | {"mlp": ("mlp",), "moe": ("moe",)}
+_KINDS = KINDS | {"mlp": ("mlp",), "moe": ("moe",)}
 _MARKS = {"M": "mamba", "*": "attention", "-": "mlp", "E": "moe"}
 
 #: MLPs have no gate.
