@@ -14,6 +14,7 @@ from .mamba import add_ends, add_mixer
 from .plan import Plan
 
 MODEL_TYPES = ("jamba",)
+SPELLINGS = {"num_experts": "num_local_experts"}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:

@@ -14,6 +14,8 @@ from .plan import Part, Plan
 from .rope import rope_keys
 
 MODEL_TYPES = ("lfm2", "lfm2_moe")
+#: What the authors call it.
+SPELLINGS = {"tie_word_embeddings": "tie_embedding"}
 
 _KINDS = {"full_attention": ("full_attention",), "conv": ("conv",)}
 #: What the matrices of an MLP are called; where experts are stacked, they have the common names.

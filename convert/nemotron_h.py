@@ -23,6 +23,11 @@ from .plan import Plan
 from .rope import rope_of
 
 MODEL_TYPES = ("nemotron_h",)
+#: Names of older configs, which transformers still takes.
+SPELLINGS = {
+    "n_groups": "mamba_n_groups", "conv_kernel": "mamba_d_conv",
+    "time_step_limit": "mamba_dt_limit", "n_routed_experts": "num_local_experts",
+}  # fmt: skip
 
 #: A layer has one of these alone. The marks are those of `hybrid_override_pattern`.
 _KINDS = KINDS | {"mlp": ("mlp",), "moe": ("moe",)}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from hubserver import CHECKPOINT, GGUF, LARGE, HubServer, commit, pulled
 from keelback.convert.store import Store
 

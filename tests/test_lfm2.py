@@ -66,6 +66,11 @@ def test_what_llamacpp_takes_otherwise_is_said(tmp_path):
         ("lfm2-dense", {"layer_types": ["conv", "attention", "conv"]}, "names 'attention'"),
         ("lfm2-dense", {"layer_types": ["conv"]}, "does not name 3 layers"),
         ("lfm2-dense", {"is_causal": False}, "is_causal is false"),
+        (
+            "lfm2-dense",
+            {"tie_word_embeddings": None, "tie_embedding": False},
+            r"lacks the tensor lm_head\.weight",
+        ),
         ("lfm2-dense", {"num_key_value_heads": 2}, "num_attention_heads is 5"),
         ("lfm2-dense", {"conv_L_cache": 4}, r"conv\.conv\.weight has the shape"),
         ("lfm2-dense", {"layer_types": None}, r"lacks the tensor model\.layers\.0\.self_attn"),
