@@ -120,8 +120,11 @@ def add_attention(
     """
     for name, count in zip("qkvo", (*heads, heads[1], heads[0]), strict=True):
         shape = (d_model, count * d_head) if name == "o" else (count * d_head, d_model)
-        order = side_by_side(count, d_head, paired) if paired and name in "qk" else None
-        target = f"{blk}.attn_{'output' if name == 'o' else name}"
+        target, order = f"{blk}.attn_{'output' if name == 'o' else name}", None
+        if paired and name in "qk":
+            # First of all: what config says of sizes is true only if the tensor has them.
+            checkpoint.require(f"{hf}.{name}_proj.weight", *shape)
+            order = side_by_side(count, d_head, paired)
         add_linear(result, checkpoint, f"{hf}.{name}_proj", target, *shape, order)
 
 

@@ -68,6 +68,12 @@ def test_what_only_keelback_runs_is_said(tmp_path: Path, name: str, said: str):
         ("nemotron-moe", {"mamba_hidden_act": "gelu"}, "mamba_hidden_act is 'gelu'"),
         ("nemotron-moe", {"num_key_value_heads": 3}, "num_key_value_heads 3"),
         ("nemotron-moe", {"n_groups": 3}, "no multiple of n_groups"),
+        # An order of so many rows would not fit in any memory.
+        (
+            "nemotron-moe",
+            {"num_attention_heads": 1 << 24, "head_dim": 1 << 24},
+            r"q_proj\.weight has the shape",
+        ),
         ("nemotron-moe", {"num_experts_per_tok": 7}, "num_experts_per_tok is 7"),
         ("nemotron-moe", {"n_group": 4}, "n_group 4"),
         ("nemotron-moe", {"n_group": 6, "topk_group": 3}, "n_group 6"),
