@@ -14,7 +14,7 @@ def layers_of(p: Hyperparameters, w: Any) -> int:
 
     Behind them a file may hold some that guess further tokens (MTP), which stay unread.
     """
-    count, more = p.count("block_count"), p.count("nextn_predict_layers", 0)
+    count, more = p.count("block_count"), p.count("nextn_predict_layers", 0, least=0)
     if more >= count:
         raise InvalidFile(
             f"{p.path}: {p.architecture}.nextn_predict_layers is {more}, and there are {count} "

@@ -43,7 +43,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value) -> Value:
     blk, d_model = w.blk[i], p.count("embedding_length")
     heads = p.count("attention.head_count")
     key_heads = p.count("attention.head_count_kv", heads)
-    d_head = p.count("attention.key_length", 0) or p.divide(d_model, "attention.head_count", heads)
+    d_head = p.head_width(heads)
     d_value = p.count("attention.value_length", d_head)
     turned = p.count("rope.dimension_count", d_head)
     widths = heads * d_head, key_heads * d_head, key_heads * d_value

@@ -55,7 +55,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads
     q = rotate(g, p, w, q, heads=heads, count=d_head, pairs=halves)
     k = rotate(g, p, w, k, heads=key_heads, count=d_head, pairs=halves)
     slides = p.flags("attention.sliding_window_pattern", layers)
-    window = p.count("attention.sliding_window", 0) if slides is None or slides[i] else 0
+    window = p.count("attention.sliding_window", 0, least=0) if slides is None or slides[i] else 0
     scale = d_head**-0.5
     y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=scale, window=window)
     return g.linear(y, w.blk[i].attn_output, width=d_model)

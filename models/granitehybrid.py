@@ -45,7 +45,7 @@ def _attention(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, key_hea
     """x: the normalised residual stream (T, D). Returns what layer i adds to it, (T, D)."""
     d_model = p.count("embedding_length")
     heads = max(1, p.per_layer("attention.head_count", p.count("block_count"))[i])
-    d_head = p.count("attention.key_length", 0) or p.divide(d_model, "attention.head_count", heads)
+    d_head = p.head_width(heads)
     d_value = p.count("attention.value_length", d_head)
     scale = p.number("attention.scale", d_head**-0.5)
     widths = heads * d_head, key_heads * d_head, key_heads * d_value

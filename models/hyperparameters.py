@@ -27,13 +27,13 @@ class Hyperparameters:
     path: Path
     architecture: str
 
-    def count(self, key: str, default: Any = _REQUIRED) -> int:
-        """A whole number from 1 to LARGEST_DIMENSION."""
+    def count(self, key: str, default: Any = _REQUIRED, least: int = 1) -> int:
+        """A whole number from `least` to LARGEST_DIMENSION; the default may be anything."""
         value = self._get(key, default)
-        if value is default:
+        if self._name(key) not in self.metadata:
             return value
-        if type(value) is not int or not 0 < value <= LARGEST_DIMENSION:
-            raise self._bad(key, value, f"a whole number from 1 to {LARGEST_DIMENSION}")
+        if type(value) is not int or not least <= value <= LARGEST_DIMENSION:
+            raise self._bad(key, value, f"a whole number from {least} to {LARGEST_DIMENSION}")
         return value
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
@@ -89,6 +89,11 @@ class Hyperparameters:
             raise self._bad("attention.head_count", count, "a whole number above zero")
         return count
 
+    def head_width(self, heads: int) -> int:
+        """Values of a head: `attention.key_length`, else its share of the embedding's."""
+        width = self.count("attention.key_length", None)
+        return width or self.divide(self.count("embedding_length"), "attention.head_count", heads)
+
     def divide(self, whole: int, key: str, parts: int) -> int:
         """`whole / parts` where a key's value has to divide evenly."""
         if whole % parts:
@@ -96,14 +101,18 @@ class Hyperparameters:
         return whole // parts
 
     def _get(self, key: str, default: Any) -> Any:
-        name = f"{self.architecture}.{key}"
-        value = self.metadata.get(name, default)
+        value = self.metadata.get(self._name(key), default)
         if value is _REQUIRED:
-            raise InvalidFile(f"{self.path} lacks the key {name}; convert the model again")
+            raise InvalidFile(
+                f"{self.path} lacks the key {self._name(key)}; convert the model again"
+            )
         return value
+
+    def _name(self, key: str) -> str:
+        return f"{self.architecture}.{key}"
 
     def _bad(self, key: str, value: Any, wanted: str) -> InvalidFile:
         return InvalidFile(
-            f"{self.path}: {self.architecture}.{key} is {value!r:.60}, not {wanted}; "
+            f"{self.path}: {self._name(key)} is {value!r:.60}, not {wanted}; "
             "the file is damaged or of an unknown version"
         )

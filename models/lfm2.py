@@ -51,7 +51,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads
     blk, d_model = w.blk[i], p.count("embedding_length")
     eps = p.number("attention.layer_norm_rms_epsilon")
     heads = p.count("attention.head_count")
-    d_head = p.count("attention.key_length", 0) or p.divide(d_model, "attention.head_count", heads)
+    d_head = p.head_width(heads)
     widths = heads * d_head, key_heads * d_head, key_heads * d_head
     q, k, v = queries_keys_values(g, blk, x, *widths)
     q = g.rms_norm(q, blk.attn_q_norm, eps=eps, groups=heads)
@@ -61,7 +61,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads
     k = rotate(g, p, w, k, heads=key_heads, count=turned, pairs=halves)
     y = attend(
         g, i, q, k, v, heads=heads, key_heads=key_heads, scale=d_head**-0.5,
-        window=p.count("attention.sliding_window", 0),
+        window=p.count("attention.sliding_window", 0, least=0),
     )  # fmt: skip
     return g.linear(y, blk.attn_output, width=d_model)
 

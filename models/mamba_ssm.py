@@ -45,11 +45,11 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads
     heads, d_head = p.heads(i), p.count("attention.key_length")
     widths = heads * d_head, key_heads * d_head, key_heads * d_head
     qkv = g.linear(x, blk.attn_qkv, width=sum(widths))
-    if taps := p.count("shortconv.l_cache", 0):
+    if taps := p.count("shortconv.l_cache", 0, least=0):
         window = g.state(f"blk.{i}.conv", taps - 1, sum(widths))
         qkv = g.causal_conv(qkv, window, blk.shortconv.conv, taps=taps, silu=0)
     q, k, v = g.split(qkv, *widths)
-    if turned := p.count("rope.dimension_count", 0):
+    if turned := p.count("rope.dimension_count", 0, least=0):
         q = rotate(g, p, w, q, heads=heads, count=turned, pairs=halves)
         k = rotate(g, p, w, k, heads=key_heads, count=turned, pairs=halves)
     scale = p.number("attention.scale", d_head**-0.5)

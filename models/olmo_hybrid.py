@@ -50,7 +50,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads
     widths = heads * d_head, key_heads * d_head, key_heads * d_head
     q, k, v = queries_keys_values(g, blk, x, *widths)
     q, k = (g.rms_norm(y, n, eps=eps) for y, n in ((q, blk.attn_q_norm), (k, blk.attn_k_norm)))
-    if turned := p.count("rope.dimension_count", 0):
+    if turned := p.count("rope.dimension_count", 0, least=0):
         q = rotate(g, p, w, q, heads=heads, count=turned, pairs=halves)
         k = rotate(g, p, w, k, heads=key_heads, count=turned, pairs=halves)
     y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=d_head**-0.5)

@@ -92,6 +92,13 @@ def test_checkpoints_that_cannot_be_converted_get_a_sentence(tmp_path, name, cha
         ("attention.head_count_kv", [0, 4, 0, 4], r"blk\.1\.attn_k"),
         ("attention.head_count_kv", [0, 0, 0, 0], r"lacks the tensor blk\.1\.shortconv\.in_proj"),
         ("attention.head_count", 7, "a divisor of 40"),
+        # That a key may be missing does not make its zero right.
+        ("attention.key_length", 0, r"key_length is 0, not a whole number from 1"),
+        (
+            "attention.sliding_window",
+            1 << 25,
+            r"sliding_window is 33554432, not a whole number from 0",
+        ),
         ("shortconv.l_cache", 4, r"blk\.0\.shortconv\.conv"),
         ("shortconv.l_cache", None, r"lacks the key lfm2moe\.shortconv\.l_cache"),
         ("expert_used_count", 9, "9 experts cannot be chosen from 8"),

@@ -165,7 +165,7 @@ def test_layers_that_guess_further_tokens_stay_unread(tiny_file, tmp_path):
         ("attention.recurrent_layers", True, "not 2 times true or false"),
         ("full_attention_interval", 0, "a whole number from 1"),
         ("nextn_predict_layers", 2, "there are 2 layers in all"),
-        ("nextn_predict_layers", 1 << 25, "a whole number from 1"),
+        ("nextn_predict_layers", 1 << 25, "a whole number from 0"),
         ("block_count", 3, "recurrent_layers"),
         ("attention.key_length", 32, r"blk\.1\.attn_q"),
         ("attention.head_count_kv", 2, r"blk\.1\.attn_k"),
