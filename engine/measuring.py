@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..kernels.errors import InvalidInput
 from ..kernels.files import check_target
 from ..kernels.formats import imatrix
 from ..kernels.statetypes import STATE_TYPES

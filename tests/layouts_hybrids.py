@@ -79,6 +79,11 @@ def _by_list(theirs: Config) -> Config:
     return changed("num_hidden_layers", "head_dim", "hybrid_override_pattern", **more)(theirs)
 
 
+def _renamed_keys(**names: str) -> Callable[[Config], Config]:
+    """A config whose keys have other names."""
+    return lambda theirs: {names.get(key, key): value for key, value in theirs.items()}
+
+
 def _saved_falcon(theirs: Config) -> Config:
     rope = {"rope_theta": theirs["rope_theta"], "rope_type": "default"}
     return changed("rope_theta", rope_parameters=rope, mamba_d_head="auto")(theirs)
@@ -114,6 +119,14 @@ LAYOUTS: dict[str, Layout] = {
         "olmo-rope", changed(rope_theta=300.0, rope_parameters=None)
     ),
     "nemotron, a list of layers": Layout("nemotron-latent", _by_list),
+    "nemotron, keys of old": Layout(
+        "nemotron-moe",
+        _renamed_keys(
+            n_groups="mamba_n_groups",
+            conv_kernel="mamba_d_conv",
+            n_routed_experts="num_local_experts",
+        ),
+    ),
     "nemotron, experts stacked": Layout("nemotron-moe", tensors=_in_memory("nemotron-moe")),
     "nemotron, all groups": Layout("nemotron-moe", changed(n_group=3, topk_group=3)),
     "nemotron, a part of Nano-VL": Layout(
@@ -125,6 +138,9 @@ LAYOUTS: dict[str, Layout] = {
         "nemotron-dense", tensors=named(("backbone.", "model."))
     ),
     "jamba, early names": Layout("jamba-moe", tensors=_EARLY_JAMBA),
+    "jamba, experts by another name": Layout(
+        "jamba-moe", _renamed_keys(num_experts="num_local_experts")
+    ),
     "jamba, experts stacked": Layout("jamba-moe", tensors=_in_memory("jamba-moe")),
     "falcon-h1 of v5": Layout("falcon-h1-plain", _saved_falcon),
 }  # fmt: skip
