@@ -20,6 +20,7 @@ from queue import SimpleQueue
 from typing import IO
 
 from .cores import processors
+from .interrupts import held_back
 
 #: Processes that help at most; each takes 200 MB for its compiler.
 MOST_HELPERS = 3
@@ -42,7 +43,8 @@ def compile_kernels(kernels: list[Kernel]) -> Generator[tuple[Kernel, bytes], No
         for _ in range(min(MOST_HELPERS, processors() - 1, len(kernels) // ENOUGH - 1)):
             with contextlib.suppress(OSError):
                 crew.enter_context(_helping(waiting, done))
-        from .jit import compile_kernel
+        with held_back():
+            from .jit import compile_kernel
 
         left = len(kernels)
         while left:
@@ -50,7 +52,8 @@ def compile_kernels(kernels: list[Kernel]) -> Generator[tuple[Kernel, bytes], No
             if not done.empty():
                 found = done.get()
             elif (kernel := _next(waiting)) is not None:
-                found = kernel, compile_kernel(*kernel)
+                with held_back():
+                    found = kernel, compile_kernel(*kernel)
             else:
                 found = done.get()
             if found is not None:

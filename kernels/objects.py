@@ -22,6 +22,7 @@ from pathlib import Path
 
 from . import op
 from .cache import ObjectFolder
+from .interrupts import held_back
 from .isa import isa
 from .libraries import release_library
 from .table import SYMBOL
@@ -50,7 +51,8 @@ def addresses(
         asked = list(dict.fromkeys(kernels))
         wanted = [kernel for kernel in asked if kernel not in _loaded]
         for kernel, code in _codes(wanted, notice, progress).items():
-            _loaded[kernel] = _load(code)
+            with held_back():
+                _loaded[kernel] = _load(code)
         if wanted:
             # What loads kernels is tens of megabytes, and is not needed any more.
             release_library("libllvmlite")
@@ -110,7 +112,7 @@ def _compiled(
         return {}
     folder, began, codes = _folder(), time.perf_counter(), {}
     folder.check(needed)
-    notice(f"compiling {len(missing)} kernels for this processor (once, up to half a minute)")
+    notice(f"compiling {len(missing)} kernels for this processor, once")
     # Most starts compile nothing, and importing what starts processes takes time.
     from .crew import compile_kernels
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from keelback.kernels import crew
+from keelback.kernels import crew, jit
 from keelback.kernels.objects import _load
 
 KERNELS = [
@@ -89,3 +90,19 @@ def test_helpers_end_with_whoever_asked(started):
 
 def test_a_few_kernels_are_compiled_without_helpers(started):
     assert len(dict(crew.compile_kernels(KERNELS[:3]))) == 3 and not started
+
+
+def test_ctrl_c_waits_for_the_end_of_a_kernel_and_ends_the_helpers(monkeypatch, started):
+    compiled = []
+
+    def compile_kernel(*kernel: str) -> bytes:
+        signal.raise_signal(signal.SIGINT)
+        compiled.append(kernel)
+        return b"code"
+
+    monkeypatch.setattr(jit, "compile_kernel", compile_kernel)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        dict(crew.compile_kernels(KERNELS))
+    assert len(compiled) == 1 and signal.getsignal(signal.SIGINT) is before
+    assert started and all(process.returncode is not None for process in started)
