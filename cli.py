@@ -16,6 +16,8 @@ from .engine.arguments import model_and_text, one_of, open_session, prompt_text
 from .engine.commands import INTERRUPTED, Commands
 from .engine.evaluation_options import drift_options, imatrix_options, perplexity_options
 from .engine.options import (
+    JSON,
+    MODEL,
     bench_options,
     chat_options,
     convert_options,
@@ -113,7 +115,7 @@ def pull_command(name: str, hf_file: str, hf_token: str, **options: Any) -> None
 
 
 @main.command("ls")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def ls_command(as_json: bool) -> None:
     """List the models that were pulled."""
     from .convert.store import Store
@@ -135,8 +137,8 @@ def rm_command(names: tuple[str, ...]) -> None:
 
 @main.command()
 @click.argument("model", required=False)
-@click.option("-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@MODEL
+@JSON
 def info(model: str | None, model_option: str | None, as_json: bool) -> None:
     """Show what a model file holds, and what running it takes."""
     from .engine.info import describe
@@ -168,11 +170,11 @@ def plan_command(model: str | None, model_option: str | None, **options: Any) ->
 @main.command()
 @click.argument("model", required=False)
 @click.argument("text", required=False)
-@click.option("-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL.")
+@MODEL
 @click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The text, in place of TEXT.")
 @click.option("-f", "--file", "prompt_file", metavar="FILE", help="Read the text from a file.")
 @click.option("--ids", is_flag=True, help="Print the ids only.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **options: Any) -> None:
     """Show the tokens of a text."""
     from .engine.info import open_tokenizer
@@ -194,7 +196,7 @@ def gguf() -> None:
 
 @gguf.command()
 @click.argument("file")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 @click.option("--no-tensors", "tensors", flag_value=False, default=True, help="Show keys only.")
 @click.option("--full", is_flag=True, help="Show long texts and arrays to their end.")
 def dump(file: str, as_json: bool, tensors: bool, full: bool) -> None:
@@ -263,7 +265,7 @@ def merge(first: str, out: str) -> None:
 
 @gguf.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@JSON
 def check(files: tuple[str, ...], as_json: bool) -> None:
     """Read files to their end, and say what is wrong.
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from .options import memory_options
+from .options import JSON, MODEL, THREADS, memory_options
 
 
 def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Where a model and a text come from that are measured together."""
     command = memory_options(command)
     for option in (
-        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+        THREADS,
         click.option(
             *("-b", "--batch-size", "batch"),
             type=click.IntRange(min=1), metavar="N", default=512, show_default=True,
@@ -23,9 +23,7 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "-f", "--file", "text_file", metavar="TEXT", help="The text; a pipe without."
         ),
-        click.option(
-            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
-        ),
+        MODEL,
     ):  # fmt: skip
         command = option(command)
     return command
@@ -35,7 +33,7 @@ def perplexity_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How `perplexity` reads a text, and what it compares it with."""
     command = evaluation_options(command)
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        JSON,
         click.option(
             "--plot", metavar="SVG", help="Draw nats a token by position, as a picture."
         ),
@@ -103,8 +101,8 @@ def imatrix_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def drift_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `drift` compares, and over what."""
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+        JSON,
+        THREADS,
         click.option("-n", "--tokens", "limit", type=click.IntRange(1), help="Tokens at most."),
         click.option(
             "--state-type", "kinds", multiple=True,
@@ -114,9 +112,7 @@ def drift_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             *("-f", "--text", "text"), metavar="FILE", required=True, help="The text to read."
         ),
-        click.option(
-            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
-        ),
+        MODEL,
     ):  # fmt: skip
         command = option(command)
     return command

@@ -15,9 +15,19 @@ OUTTYPES = click.Choice(
     ],
     case_sensitive=False,
 )  # fmt: skip
-#: What matrices of states are kept in.
-STATE_TYPES = click.Choice(["f32", "bf16", "int8"])
 
+MODEL = click.option(
+    "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
+)
+THREADS = click.option("-t", "--threads", type=int, help="Threads; one a processor without.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_NO_REPACK = click.option(
+    "--no-repack",
+    "repack",
+    flag_value=False,
+    default=None,
+    help="Leave weights in the file: slower, and the system can take their pages back.",
+)
 _FILE = click.option(
     *("-hff", "--hf-file", "hf_file"), metavar="FILE", help="The repository's file, not a QUANT."
 )
@@ -57,13 +67,7 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="SIZE",
             help="Refuse what takes more memory than, say, 600M or 2G, the file's pages apart.",
         ),
-        click.option(
-            "--no-repack",
-            "repack",
-            flag_value=False,
-            default=None,
-            help="Leave weights in the file: slower, and the system can take their pages back.",
-        ),
+        _NO_REPACK,
     ):
         command = option(command)
     return command
@@ -72,7 +76,8 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """How layers keep what they have read: states, and the keys and values of attention."""
     command = click.option(
-        "--state-type", type=STATE_TYPES, default="f32", show_default=True,
+        "--state-type",
+        type=click.Choice(["f32", "bf16", "int8"]), default="f32", show_default=True,
         help="How recurrences keep their matrices, rounded after every token.",
     )(command)  # fmt: skip
     kinds = click.Choice(["f16", "q8_0", "f32"])
@@ -102,7 +107,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             default=0,
             help="Tokens that attention layers may keep; 0: as many as come.",
         ),
-        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
+        THREADS,
         click.option("--offline", is_flag=True, help="With -hf: run what is there, or nothing."),
         _TOKEN,
         _FILE,
@@ -111,9 +116,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME",
             help="The model USER/MODEL[:QUANT] of the Hugging Face hub, pulled if it is not there.",
         ),
-        click.option(
-            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
-        ),
+        MODEL,
     ):
         command = option(command)
     return command
@@ -299,10 +302,8 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `plan` plans for."""
     command = cache_options(command)
     for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option(
-            "--no-repack", "repack", flag_value=False, default=None, help="As `run` has it."
-        ),
+        JSON,
+        _NO_REPACK,
         click.option(
             *("-np", "--parallel", "sequences"), type=int, default=1, show_default=True,
             help="Sequences at once, a state each.",
@@ -311,10 +312,8 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
             *("-c", "--ctx-size", "context"), type=int, default=4096, show_default=True,
             help="Tokens of a sequence: attention layers keep keys and values of each.",
         ),
-        click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
-        click.option(
-            "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
-        ),
+        THREADS,
+        MODEL,
     ):  # fmt: skip
         command = option(command)
     return command
@@ -352,8 +351,8 @@ def quantize_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "--report", "text", metavar="FILE",
                 help="Show what each tensor's type costs over the text of FILE, which comes first.",
             ),
-            click.option("-t", "--threads", type=int, help="Threads; one a processor without."),
-            click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+            THREADS,
+            JSON,
         ]
     ):  # fmt: skip
         command = option(command)
