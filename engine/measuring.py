@@ -115,7 +115,7 @@ def _check_written(options: dict[str, Any], *targets: str | None) -> None:
 
 
 def _open(options: dict[str, Any], **more: Any) -> Model:
-    names = ("repack", "max_ram", "cache_type_k", "cache_type_v")
+    names = ("repack", "max_ram", "cache_type_k", "cache_type_v", "state_type")
     settings = {name: options[name] for name in names}
     with bars(wiped=False) as report:
         return Model(

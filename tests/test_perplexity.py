@@ -420,6 +420,17 @@ def test_bad_input_gets_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert said in done.stderr and done.stderr.count("Error: ") == 1
 
 
+def test_states_are_kept_as_they_are_asked_for(tmp_path: Path):
+    (tmp_path / "text").write_text(WORDS)
+    few = ["-f", str(tmp_path / "text"), "--tokens", "99", "--json"]
+    runs = [
+        CliRunner().invoke(main, ["perplexity", *few, "--state-type", kind])
+        for kind in ("f32", "int8")
+    ]
+    exact, rounded = (json.loads(done.stdout)["nll"] for done in runs)
+    assert exact != rounded and rounded == pytest.approx(exact, rel=0.01)
+
+
 def test_ctrl_c_leaves_figures_and_no_file(tmp_path: Path, monkeypatch):
     """As a signal does it, in the middle of a forward."""
     forward, calls = Model.forward, []
