@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from .engine.arguments import model_and_text, one_of, open_session, prompt_text
+from .engine.arguments import model_and_text, one_of, open_session, prompt_text, turn_encoder
 from .engine.commands import INTERRUPTED, Commands
 from .engine.evaluation_options import drift_options, imatrix_options, perplexity_options
 from .engine.options import (
@@ -66,7 +66,6 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
     MODEL is a GGUF file, or "demo" (the default). The prompt is read from standard input when
     that is piped.
     """
-    from .engine.chat import turn_encoder
     from .engine.terminal import Meter, ctrl_c, saving
 
     path, prompt = model_and_text(model, prompt, options)

@@ -1,8 +1,10 @@
-"""What the options of a command come to: a model's path, a prompt, a session."""
+"""What the options of a command come to: a model's path, a prompt or a turn, a session."""
 
 from __future__ import annotations
 
+import json
 import secrets
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +12,16 @@ import click
 
 from ..kernels.errors import InvalidInput
 from ..kernels.files import check_target
+from .chat import encode_chat
 from .printing import bars, notice
 
 if TYPE_CHECKING:
+    from .model import Model
     from .session import Session
+
+_CHAT_OPTIONS = (
+    "single_turn", "system_prompt", "chat_template", "chat_template_file", "chat_template_kwargs",
+)  # fmt: skip
 
 
 def open_session(path: str, options: dict[str, Any]) -> Session:
@@ -79,6 +87,39 @@ def prompt_text(text: str | None, options: dict[str, Any], needed: bool = True) 
     return read_prompt(text, options["prompt_file"], needed)
 
 
+def turn_encoder(model: Model, options: Mapping[str, Any]) -> Callable[[str], list[int]] | None:
+    """What turns a prompt into the ids of a user's turn, or None where no option asks for that.
+
+    options: those of `chat_options`; each of them asks for it. Raises InvalidInput for values that
+    make no sense.
+    """
+    if not any(options[name] for name in _CHAT_OPTIONS):
+        return None
+    if options["state_in"]:
+        raise InvalidInput("a saved state goes on with plain text; leave -st and its like out")
+    template, file = options["chat_template"], options["chat_template_file"]
+    origin = "--chat-template"
+    if file is not None:
+        from .template import LARGEST_TEMPLATE
+        from .terminal import read_file
+
+        if template is not None:
+            raise InvalidInput("the chat template is given twice, as text and as a file")
+        template, origin = read_file(file, 4 * LARGEST_TEMPLATE + 1), file
+    if template is not None and "{" not in template:
+        raise InvalidInput(f"{origin} holds no Jinja template; write one, or leave the option out")
+    variables = _variables(options["chat_template_kwargs"])
+    system = options["system_prompt"]
+
+    def encode(text: str) -> list[int]:
+        messages = [{"role": "user", "content": text}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        return encode_chat(model, messages, template=template, origin=origin, variables=variables)
+
+    return encode
+
+
 def one_of(argument: str | None, option: str | None, name: str) -> str | None:
     """What was given as an argument or as an option, but not as both."""
     if argument is not None and option is not None:
@@ -93,3 +134,13 @@ def _bias(text: str) -> tuple[int, float]:
         return int(text[:at]), float(text[at:])
     except ValueError:
         raise InvalidInput(f"--logit-bias {text!r} is not of the form ID+BIAS or ID-BIAS") from None
+
+
+def _variables(text: str | None) -> dict[str, Any]:
+    try:
+        values = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise InvalidInput('--chat-template-kwargs is no JSON object; write one as {"name": true}')
+    return values

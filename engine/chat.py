@@ -7,21 +7,15 @@ templates do with a message (trim it, look into it, write it as JSON) they do as
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..kernels.errors import InvalidFile, InvalidInput
-from .terminal import read_file
 
 if TYPE_CHECKING:
     from .model import Model
-
-_CHAT_OPTIONS = (
-    "single_turn", "system_prompt", "chat_template", "chat_template_file", "chat_template_kwargs",
-)  # fmt: skip
 
 # Templates compare with them; somebody's vocabulary may hold one as a control token.
 _ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
@@ -81,48 +75,6 @@ def _spelled(model: Model, name: str, token: int | None) -> str | None:
             f"tokenizer.ggml.{name}_token_id of {model.file.path} is {token}, a part of a "
             "character, which no chat template can write; name another token with gguf set"
         ) from None
-
-
-def turn_encoder(model: Model, options: Mapping[str, Any]) -> Callable[[str], list[int]] | None:
-    """What turns a prompt into the ids of a user's turn, or None where no option asks for that.
-
-    options: those of `chat_options`; each of them asks for it. Raises InvalidInput for values that
-    make no sense.
-    """
-    if not any(options[name] for name in _CHAT_OPTIONS):
-        return None
-    if options["state_in"]:
-        raise InvalidInput("a saved state goes on with plain text; leave -st and its like out")
-    template, file = options["chat_template"], options["chat_template_file"]
-    origin = "--chat-template"
-    if file is not None:
-        from .template import LARGEST_TEMPLATE
-
-        if template is not None:
-            raise InvalidInput("the chat template is given twice, as text and as a file")
-        template, origin = read_file(file, 4 * LARGEST_TEMPLATE + 1), file
-    if template is not None and "{" not in template:
-        raise InvalidInput(f"{origin} holds no Jinja template; write one, or leave the option out")
-    variables = _variables(options["chat_template_kwargs"])
-    system = options["system_prompt"]
-
-    def encode(text: str) -> list[int]:
-        messages = [{"role": "user", "content": text}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
-        return encode_chat(model, messages, template=template, origin=origin, variables=variables)
-
-    return encode
-
-
-def _variables(text: str | None) -> dict[str, Any]:
-    try:
-        values = json.loads(text or "{}")
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise InvalidInput('--chat-template-kwargs is no JSON object; write one as {"name": true}')
-    return values
 
 
 class Marks:
