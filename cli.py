@@ -36,12 +36,12 @@ from .engine.printing import (
     described,
     json_text,
     listed,
-    notice,
     planned,
     print_rows,
     quantized,
     written,
 )
+from .engine.wording import notice
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

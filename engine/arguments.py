@@ -13,7 +13,8 @@ import click
 from ..kernels.errors import InvalidInput
 from ..kernels.files import check_target
 from .chat import encode_chat
-from .printing import bars, notice
+from .printing import bars
+from .wording import notice
 
 if TYPE_CHECKING:
     from .model import Model

@@ -11,7 +11,7 @@ import click
 
 from ..kernels.errors import KeelbackError
 from .faults import explain_bus_errors
-from .printing import notice
+from .wording import notice
 
 #: The exit status after Ctrl-C.
 INTERRUPTED = 130

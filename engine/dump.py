@@ -13,7 +13,7 @@ import numpy as np
 from ..kernels.formats.gguf import GGUF
 from ..kernels.formats.metadata import Value
 from .info import open_file
-from .printing import shown
+from .wording import shown
 
 #: Elements of an array, and characters of a text, that are shown of a long one.
 SHOWN_ELEMENTS, SHOWN_CHARACTERS = 6, 60

@@ -8,7 +8,7 @@ import click
 
 from ..kernels.errors import printable
 from .curve import sparkline
-from .printing import size
+from .wording import size
 
 _WIDTH = 26
 

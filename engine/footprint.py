@@ -20,6 +20,7 @@ from .lowering import Program, lower
 from .platform import available_memory
 from .state import PAGE_ROWS, SHARED_ROWS, Layout, cache_types, state_type_named
 from .weights import WeightStore, panel_bytes
+from .wording import size
 
 #: Tokens that a text is taken to have where nothing is said.
 CONTEXT = 4096
@@ -178,8 +179,6 @@ def admission(path: Path, max_ram: str | int | None) -> Callable[[Footprint], No
     limit = None if max_ram is None else parse_size(max_ram)
 
     def check(found: Footprint) -> None:
-        from .printing import size
-
         available = available_memory()
         if limit is not None and found.held > limit:
             room, bound = limit, f"--max-ram allows {size(limit)}"

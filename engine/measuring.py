@@ -19,9 +19,10 @@ from .evaluation_text import drift_lines, found_lines, running_list, statistics_
 from .importance import collect, statistics, unseen, watch
 from .model import Model
 from .perplexity import chunks_of
-from .printing import bars, json_text, notice, written
+from .printing import bars, json_text, written
 from .report import Rounding, report
 from .terminal import read_file, read_prompt
+from .wording import notice
 
 
 def perplexity(options: dict[str, Any]) -> bool:

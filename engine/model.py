@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import models
-from ..kernels.errors import InvalidInput, NumericalError, printable
+from ..kernels.errors import InvalidInput, NumericalError
 from ..models.graph import Graph
 from .backend import MAX_ROWS, Batch, Progress, make_backend
 from .footprint import admission, fits_panels
@@ -21,16 +20,12 @@ from .state import Layout, State, cache_types, check_states, state_type_named
 from .threads import CancelFlag, Early, pool
 from .tokenizer import Tokenizer
 from .weights import WeightStore
+from .wording import notice
 
 #: Bytes of each tensor's start, middle and end that a fingerprint looks at.
 _SAMPLE = 4096
 
 Ids = Sequence[int] | np.ndarray
-
-
-def print_notice(text: str) -> None:
-    """Tell the user about something that was done for them."""
-    print(f"keelback: {printable(text)}", file=sys.stderr, flush=True)
 
 
 class Model:
@@ -41,7 +36,7 @@ class Model:
         path: str | Path,
         threads: int | None = None,
         backend: str = "cpu",
-        notice: Callable[[str], None] = print_notice,
+        notice: Callable[[str], None] = notice,
         progress: Progress | None = None,
         repack: bool | None = None,
         max_ram: str | int | None = None,

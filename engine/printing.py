@@ -1,4 +1,4 @@
-"""How the command line shows things: progress, sizes, rates, and the tables of `bench`."""
+"""How the command line shows things: progress, what commands found, and the tables of `bench`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ..kernels.errors import printable
+from .wording import shown, size, typed_size
 
 _LINE_UP_AND_CLEAR = "\x1b[A\x1b[2K"
 
@@ -49,30 +49,6 @@ def bars(wiped: bool = True) -> Iterator[Callable[[str, int, int], None]]:
         yield report
 
 
-def notice(text: str) -> None:
-    """Tell the user about something that was done for them."""
-    click.echo(f"keelback: {printable(text)}", err=True)
-
-
-def rate(count: int, seconds: float) -> str:
-    """Tokens per second."""
-    return f"{count / seconds:.1f} tokens/s" if seconds else "0 tokens/s"
-
-
-def size(nbytes: float) -> str:
-    """Bytes in a unit that suits them."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024 or unit == "GiB":
-            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1024
-    raise AssertionError
-
-
-def typed_size(nbytes: int, kind: str) -> str:
-    """The size of a state, and the type of its matrices where that is not float32."""
-    return size(nbytes) if kind == "f32" else f"{size(nbytes)} {kind}"
-
-
 def written(path: Path) -> str:
     """A file that was written, and its size."""
     return f"{shown(path)}: {size(path.stat().st_size)}"
@@ -89,13 +65,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def shown(value: Any) -> str:
-    """A fact as one line of text, in which nothing can act on the terminal."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
-    return printable(str(value))
 
 
 _PLANNED = {

@@ -15,8 +15,9 @@ import click
 
 from ..kernels.errors import InvalidInput
 from ..kernels.files import check_target
-from .printing import bar, notice, rate, size, typed_size
+from .printing import bar
 from .session import Session
+from .wording import notice, rate, size, typed_size
 
 
 def read_prompt(text: str | None, file: str | None, needed: bool) -> str:

@@ -123,3 +123,13 @@ def test_a_warm_start_imports_no_compiler(statement: str):
     check = f"{statement}\nimport sys\nprint({loaded})"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_what_the_library_offers_loads_no_command_line():
+    names = "bench", "chat", "check", "drift", "dump", "evaluation", "importance", "report"
+    script = (
+        f"import sys, keelback; from keelback.engine import {', '.join(names)}\n"
+        "keelback.load('demo'); print('click' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
