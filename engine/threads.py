@@ -102,15 +102,19 @@ class Pool:
             self._started = True
         job: Job = Job(body)
         raised: BaseException | None = None
-        while True:
+        while not job.finished:
             try:
-                if raised is not None:
-                    cancel.set()
-                # What a signal raises may come before the job is handed over, or after.
-                self._jobs.put(job)
-                job.done.acquire()
-                break
+                while not job.finished:
+                    try:
+                        if raised is not None:
+                            cancel.set()
+                        # What a signal raises may come before the job is handed over, or after.
+                        self._jobs.put(job)
+                        job.done.acquire()
+                    except BaseException as error:
+                        raised = error
             except BaseException as error:
+                # One may come behind another, on the way back to the inner `try`.
                 raised = error
         if raised is not None:
             raise raised

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dis
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import count
+from queue import SimpleQueue
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +22,7 @@ import toy_ops_cpu
 from harness import no_notice
 from keelback.engine.model import Model
 from keelback.engine.state import State
-from keelback.engine.threads import CancelFlag
+from keelback.engine.threads import CancelFlag, Job, Pool
 from keelback.kernels import table
 from keelback.kernels.objects import addresses
 
@@ -113,3 +118,47 @@ def test_ctrl_c_during_a_single_token_is_raised_behind_it(held):
     assert state.block.tobytes() == after.block.tobytes()
     assert (state.position, state.digest) == (20, after.digest)
     assert state.logits is not None and state.logits.tobytes() == after.logits.tobytes()
+
+
+class InterruptedOnce(SimpleQueue[Job]):
+    """A pool's queue: the first time that something is put there, Ctrl-C comes right behind it."""
+
+    pressed = False
+
+    def put(self, job: Job) -> None:
+        super().put(job)
+        if not self.pressed:
+            self.pressed = True
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_second_ctrl_c_too_is_raised_behind_the_body(place):
+    """It comes at each of the places behind the first where Python looks for signals."""
+    pool, cancel, ended, places = Pool(), CancelFlag(), threading.Event(), count()
+    pool._jobs = InterruptedOnce()
+
+    def body() -> None:
+        while not cancel.is_set:
+            time.sleep(0.001)
+        ended.set()
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable | None:
+        if frame.f_code is not Pool.call.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        instruction = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+        looks = instruction.startswith("CALL") or "JUMP_BACKWARD" in instruction
+        if event == "opcode" and pool._jobs.pressed and looks and next(places) == place:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.call(body, cancel)
+        assert ended.is_set()
+    finally:
+        sys.settrace(before)
+        cancel.set()
