@@ -33,15 +33,16 @@ class Probe:
         nbytes = self._buffer.nbytes // (threads * _STEP) * threads * _STEP
         record = np.array([self._buffer.ctypes.data, nbytes], np.int64)
         sums = np.zeros(threads, np.float32)
-        read, where, to = self._read, record.ctypes.data, sums.ctypes.data
-        workers = [
-            threading.Thread(target=read, args=(where, to, thread, threads))
-            for thread in range(1, threads)
-        ]
+
+        def read(thread: int) -> None:
+            # The memory is its own too: after a Ctrl-C it may still read when nobody waits for it.
+            self._read(record.ctypes.data, sums.ctypes.data, thread, threads)
+
+        workers = [threading.Thread(target=read, args=(thread,)) for thread in range(1, threads)]
         began = time.perf_counter()
         for worker in workers:
             worker.start()
-        read(where, to, 0, threads)
+        read(0)
         for worker in workers:
             worker.join()
         return nbytes / (time.perf_counter() - began)

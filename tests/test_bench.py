@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import subprocess
 import sys
+import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -116,6 +119,26 @@ def test_the_probe_reads_every_byte(threads: int):
         read(record.ctypes.data, sums.ctypes.data, thread, threads)
     assert sums.tolist() == [512.0] * threads
     assert Probe(print, 1 << 20).measure(threads) > 0
+
+
+def test_the_probe_keeps_its_memory_for_threads_that_ctrl_c_leaves_behind():
+    probe, reads, go_on = Probe(print, 1 << 20), threading.Event(), threading.Event()
+
+    def read(record: int, sums: int, thread: int, threads: int) -> None:
+        if thread == 0:
+            reads.wait()
+            raise KeyboardInterrupt
+        reads.set()
+        go_on.wait()
+
+    probe._read, memory = read, weakref.ref(probe._buffer)
+    with pytest.raises(KeyboardInterrupt):
+        probe.measure(2)
+    del probe
+    gc.collect()
+    kept = memory() is not None
+    go_on.set()
+    assert kept
 
 
 BAD = {
