@@ -134,9 +134,11 @@ def _start() -> subprocess.Popen[bytes]:
     # No user's settings (-I), no site-packages but jinja2's (-S), no files of byte code (-B).
     command = [sys.executable, "-I", "-S", "-B", str(Path(__file__).with_name("sandbox.py"))]
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
+    # In a session of its own: Ctrl-C is this process's business, which then ends that one.
     return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=kept
-    )
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=kept,
+        start_new_session=True,
+    )  # fmt: skip
 
 
 def _text_of(reply: Mapping[str, Any], origin: str) -> str:

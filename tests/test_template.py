@@ -142,6 +142,31 @@ def test_a_child_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         render("", [USER])
 
 
+#: Ctrl-C on the terminal of the process that renders: a signal to all of its group.
+PRESSES = """
+import json, os, signal
+os.killpg(os.getpgid(os.getppid()), signal.SIGINT)
+print(json.dumps({"text": "rendered"}))
+"""
+RENDERS = """
+import signal, sys
+from keelback.engine import template
+signal.signal(signal.SIGINT, lambda *_: print("pressed"))
+template.__file__ = sys.argv[1]
+print(template.render("", []))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_ctrl_c_is_not_the_templates_fault(tmp_path: Path):
+    (tmp_path / "sandbox.py").write_text(PRESSES)
+    done = subprocess.run(
+        [sys.executable, "-c", RENDERS, str(tmp_path / "template.py")],
+        capture_output=True, text=True, timeout=60, start_new_session=True,
+    )  # fmt: skip
+    assert done.stdout == "pressed\nrendered\n", done.stderr
+
+
 TOOL = {
     "type": "function",
     "function": {"name": "weather", "description": "é <b>", "parameters": {"type": "object"}},
