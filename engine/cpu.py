@@ -67,7 +67,7 @@ class CpuBackend:
         self._units = np.zeros(SHARED_ROWS * self._program.partials[0], np.int64)
         self._context = self._fixed_context()
         self._weights, self._told = weights, partial(told, "loading")
-        self._packer = packing.Packer(weights, found, self._pack, self._program.move)
+        self._packer = packing.Packer(weights, found, self._program.move)
         self._used = False
 
     def load(self, enough: Callable[[], bool] = lambda: False) -> None:
@@ -79,7 +79,8 @@ class CpuBackend:
                 self._told(done, total)
 
         with pool().turn:
-            pool().call(lambda: self._packer.advance(enough, cancel, progress), cancel)
+            body = partial(self._packer.advance, self._pack, enough, cancel, progress)
+            pool().call(body, cancel)
         self._weights.fill()
 
     def _fixed_context(self) -> np.ndarray:
@@ -131,7 +132,7 @@ class CpuBackend:
     def _pack_more(self, rows: int, cancel: CancelFlag) -> None:
         """Go on with what `load` left; not before the first forward, which somebody waits for."""
         goal = self._packer.done + SLICE * rows if self._used else 0
-        self._packer.advance(lambda: self._packer.done >= goal, cancel)
+        self._packer.advance(self._pack, lambda: self._packer.done >= goal, cancel)
         self._used = True
 
     def _share(self, batch: Batch) -> None:

@@ -36,8 +36,7 @@ def _kernel(packing: Packing) -> str:
 class Packer:
     """Fills the panels that a store has reserved, and gives the tensors' own memory back.
 
-    addresses: those of `kernels`. walk: plays an array of records with all threads. placed: told
-    the name of each tensor that is in its panels.
+    addresses: those of `kernels`. placed: told the name of each tensor that is in its panels.
 
     total, done  bytes of the tensors, in all and in panels so far
     """
@@ -46,35 +45,33 @@ class Packer:
         self,
         store: WeightStore,
         addresses: Mapping[str, int],
-        walk: Callable[[np.ndarray], None],
         placed: Callable[[str], None],
     ) -> None:
-        self._store, self._addresses, self._walk, self._placed = store, addresses, walk, placed
+        self._store, self._addresses, self._placed = store, addresses, placed
         # It stops between tensors: so that it never has long to go, large ones come last. The
         # others stay in their order, for the system gives large pages to neighbours.
         store.packings.sort(key=lambda packing: packing.info.nbytes > LARGE)
         self.total, self.done = sum(packing.info.nbytes for packing in store.packings), 0
 
-    @property
-    def finished(self) -> bool:
-        """Whether every tensor is in its panels."""
-        return not self._store.packings
-
     def advance(
         self,
+        walk: Callable[[np.ndarray], None],
         enough: Callable[[], bool],
         cancel: CancelFlag,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Go on until it is `enough`, which is asked between tensors; or all is done.
 
-        `cancel` ends it within a tensor, which is then packed anew. `progress` is told bytes.
+        walk: plays an array of records with all threads. `cancel` ends it within a tensor, which is
+        then packed anew. `progress` is told bytes.
         """
         left = self._store.packings
         while left and not cancel.is_set and not enough():
             tensors = _some(left)
             for pieces in _portions(tensors):
-                self._play(pieces)
+                walk(np.stack([self._record(i, piece) for i, piece in enumerate(pieces)]))
+                for piece in pieces:
+                    self._store.file.release(piece.packing.info, piece.start, piece.end)
                 if cancel.is_set:
                     return
             del left[: len(tensors)]
@@ -83,12 +80,6 @@ class Packer:
                 self.done += packing.info.nbytes
             if progress is not None:
                 progress(self.done, self.total)
-
-    def _play(self, pieces: list[_Piece]) -> None:
-        """Pack pieces, and give their pages back."""
-        self._walk(np.stack([self._record(index, piece) for index, piece in enumerate(pieces)]))
-        for piece in pieces:
-            self._store.file.release(piece.packing.info, piece.start, piece.end)
 
     def _record(self, index: int, piece: _Piece) -> np.ndarray:
         """What a kernel of `pack_cpu.py` reads."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import count
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from harness import no_notice
 from keelback.engine import cpu, packing
 from keelback.engine.model import Model
-from keelback.engine.threads import CancelFlag
+from keelback.engine.threads import CancelFlag, pool
 from keelback.engine.weights import WeightStore
 from keelback.kernels import table
 
@@ -52,7 +54,7 @@ def test_texts_that_meet_weights_in_the_file_and_in_panels_get_the_same_bits(
         (first, a), (second, b) = whole.forward([token], a), part.forward([token], b)
         assert np.array_equal(first.view(np.uint32), second.view(np.uint32))
     assert np.array_equal(a.block.view(np.uint32), b.block.view(np.uint32))
-    assert arranged(part) == arranged(whole) and part.backend._packer.finished
+    assert arranged(part) == arranged(whole)
 
 
 def test_the_first_forward_does_not_wait_and_later_ones_pack_by_their_rows(tiny_file, monkeypatch):
@@ -65,25 +67,25 @@ def test_the_first_forward_does_not_wait_and_later_ones_pack_by_their_rows(tiny_
     once = packer.done
     assert 0 < once < packer.total
     model.forward(TEXT, state)
-    assert packer.finished and packer.done == packer.total
+    assert packer.done == packer.total
 
 
 def test_a_text_that_is_cancelled_while_weights_are_packed_leaves_its_state(tiny_file):
     path = tiny_file("mamba2-q8", "q8_0")
     model, whole = stopped(path, 0), Model(path, 2, notice=no_notice)
     _, state = model.forward(TEXT)
-    before, walk, cancel = state.block.copy(), model.backend._packer._walk, CancelFlag()
+    before, walk, cancel = state.block.copy(), model.backend._pack, CancelFlag()
 
     def walk_and_cancel(records):
         walk(records)
         cancel.set()
 
-    model.backend._packer._walk = walk_and_cancel
+    model.backend._pack = walk_and_cancel
     with pytest.raises(KeyboardInterrupt):
         model.forward(TEXT, state, cancel=cancel)
-    model.backend._packer._walk = walk
+    model.backend._pack = walk
     assert np.array_equal(state.block, before) and state.position == len(TEXT)
-    assert not model.backend._packer.finished
+    assert model.backend._packer.done == 0
     expected, _ = whole.forward(TEXT + TEXT)
     found, _ = model.forward(TEXT, state)
     assert np.array_equal(found, expected)
@@ -92,16 +94,14 @@ def test_a_text_that_is_cancelled_while_weights_are_packed_leaves_its_state(tiny
 def test_loading_ends_soon_when_it_is_cancelled(tiny_file):
     model, played = stopped(tiny_file("mamba2-q8", "q8_0"), 0), []
     packer, cancel = model.backend._packer, CancelFlag()
-    walk = packer._walk
 
     def once(records):
         played.append(len(records))
-        walk(records)
+        model.backend._pack(records)
         cancel.set()
 
-    packer._walk = once
-    packer.advance(lambda: False, cancel)
-    assert len(played) == 1 and not packer.finished and packer.done == 0
+    packer.advance(once, lambda: False, cancel)
+    assert len(played) == 1 and packer.done == 0
 
 
 def test_loading_is_told_when_it_takes_long(tiny_file, monkeypatch):
@@ -124,6 +124,20 @@ def test_a_session_starts_when_its_tokenizer_is_ready(monkeypatch):
 
     monkeypatch.setattr(cpu, "CpuBackend", Ready)
     model = Model("demo", 1, text=True)
-    assert not model.backend._packer.finished and len(asked) == 1
+    assert model.backend._packer.done < model.backend._packer.total and len(asked) == 1
     assert model.tokenizer.decode(model.tokenizer.encode("It was")) == "It was"
     assert np.isfinite(model.forward([1, 2, 3])[0]).all()
+
+
+def test_a_model_that_is_dropped_leaves_memory_at_once(tiny_file):
+    model = Model(tiny_file("mamba2-q8", "q8_0"), 2, notice=no_notice)
+    model.forward(TEXT)
+    backend = weakref.ref(model.backend)
+    gc.disable()
+    try:
+        del model
+        # The pool's thread lets go of what it ran when it goes on to the next.
+        pool().call(lambda: None, CancelFlag())
+        assert backend() is None
+    finally:
+        gc.enable()
