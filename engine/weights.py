@@ -72,8 +72,8 @@ class WeightStore:
         """The weight as the operand wants it: a native type for a matrix, F32 for a vector."""
         key = (weight.name, operand.kind is Kind.MATRIX or operand.pack)
         if key not in self._stored:
-            load = self._matrix if operand.kind is Kind.MATRIX else self._vector
-            self._stored[key] = load(weight, operand)
+            matrix = operand.kind is Kind.MATRIX
+            self._stored[key] = self._matrix(weight) if matrix else self._vector(weight, operand)
         return self._stored[key]
 
     def fill(self) -> None:
@@ -105,7 +105,7 @@ class WeightStore:
                 target[first * width :][: values.size] = values.reshape(-1)
             self.file.release(info, first * step, first * step + len(part))
 
-    def _matrix(self, weight: Weight, operand: Operand) -> Stored:
+    def _matrix(self, weight: Weight) -> Stored:
         info, block = self.file.tensors[weight.name], self.block_of(weight)
         panels = self._panels(weight, info) if self.repack and block in PANELS else None
         if block is weight.block:
