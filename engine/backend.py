@@ -51,7 +51,8 @@ class Batch:
 class Backend(Protocol):
     """A way to play a graph."""
 
-    #: Names what the bits depend on: backend, instruction set, weight layout.
+    #: Names what the bits depend on: the backend, and its kernels, compiler and processor. Not the
+    #: layout of weights, for kernels come to the same bits in all.
     numerics: str
 
     def load(self, enough: Callable[[], bool] = lambda: False) -> None:

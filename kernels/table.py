@@ -34,7 +34,7 @@ PACK_PANELS_EACH = OPERANDS + 3  # panels of one matrix
 PACK_PANELS = OPERANDS + 4  # panels in all
 PACK_BLOCKS = OPERANDS + 5  # superblocks of a row
 
-# Bases. From WEIGHTS up each mapped file or converted tensor is one base.
+# Bases. From WEIGHTS up each is where a weight lies: in the file, converted, or in panels.
 ABSENT, STATE, PAGES, IDS, OUTPUTS, SHARED = -1, -2, -3, -4, -5, -6
 ARENA, LOGITS, WEIGHTS = 0, 1, 2
 
