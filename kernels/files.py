@@ -41,7 +41,8 @@ def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
 
     It is on the disk before it takes the name, unless `flush` is off for what is soon made again.
     What a killed process left here is removed. Raises InvalidInput when the file cannot be
-    written; one that was there then stays as it is.
+    written; one that was there then stays as it is. A BrokenPipeError is passed on: it is of what
+    was printed meanwhile.
     """
     target = check_target(path)
     _remove_abandoned(target.parent)
@@ -53,6 +54,8 @@ def replacing(path: str | Path, flush: bool = True) -> Iterator[Path]:
         if flush:
             os.fsync(descriptor)
         os.replace(partial, target)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise InvalidInput(f"{path} cannot be written: {error.strerror or error}") from None
     finally:

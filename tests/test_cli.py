@@ -214,10 +214,22 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path):
     assert done.returncode == 1 and "cannot be written" in done.stderr
 
 
-def test_a_reader_that_leaves_early_is_no_error_message():
-    command = f"{sys.executable} -m keelback.cli run demo {PROMPT!r} -n 4000 | head -c 20"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        f"run demo {PROMPT!r} -n 4000",
+        # While a file is being written, which is not at fault.
+        "perplexity demo -f text -c 8 --kl-divergence-base base",
+    ],
+)
+def test_a_reader_that_leaves_early_is_no_error_message(tmp_path: Path, arguments: str):
+    (tmp_path / "text").write_text("It was the best of times. " * 100)
+    command = f"{sys.executable} -m keelback.cli {arguments} | head -c 20"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
     assert len(done.stdout) == 20 and "Traceback" not in done.stderr and "Error" not in done.stderr
+    assert os.listdir(tmp_path) == ["text"]
 
 
 def interrupted(
