@@ -23,14 +23,16 @@ def yield_address() -> int:
 
 
 def pages(nbytes: int) -> np.ndarray:
-    """Zeroed memory that begins a page, in large pages where the system has them: uint8."""
-    size, anonymous = max(1, nbytes), getattr(mmap, "MAP_ANONYMOUS", None)
+    """Zeroed memory that begins a page, in large pages where the system has them: uint8.
+
+    Raises MemoryError where there is none.
+    """
     # Shared memory, which mmap gives by default, comes in small pages only.
-    memory = (
-        mmap.mmap(-1, size)
-        if anonymous is None
-        else mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | anonymous)
-    )
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if sys.platform != "win32" else {}
+    try:
+        memory = mmap.mmap(-1, max(1, nbytes), **private)
+    except OSError:
+        raise MemoryError from None
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -1,12 +1,15 @@
-"""Memory that does not grow: a session's is the same after twenty thousand tokens as after two."""
+"""Memory that does not grow with the text, and memory that there is not."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 
 import keelback
+from keelback.engine import commands
+from keelback.engine.platform import pages
 
 STATUS = Path("/proc/self/statm")
 
@@ -15,10 +18,17 @@ STATUS = Path("/proc/self/statm")
 def test_resident_memory_does_not_grow_with_the_text(tiny_model):
     session = keelback.Session(tiny_model("mamba-tied", "f32"), seed=1, ignore_eos=True)
     session.feed([1, 2, 3])
-    pages = {}
+    resident = {}
     for count in range(1, 20_001):
         session.next_token()
         if count in (2_000, 20_000):
-            pages[count] = int(STATUS.read_text().split()[1])
+            resident[count] = int(STATUS.read_text().split()[1])
     assert session.state.position == 20_002
-    assert pages[20_000] <= 1.01 * pages[2_000]
+    assert resident[20_000] <= 1.01 * resident[2_000]
+
+
+def test_memory_that_there_is_not_gets_a_sentence():
+    with pytest.raises(click.ClickException, match="not enough memory for this model"):
+        commands.Commands(callback=lambda: pages(1 << 62), invoke_without_command=True).main(
+            [], standalone_mode=False
+        )
