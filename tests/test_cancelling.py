@@ -12,7 +12,6 @@ from collections.abc import Callable
 from itertools import count
 from queue import SimpleQueue
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import pytest
