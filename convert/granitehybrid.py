@@ -12,6 +12,7 @@ from .layers import add_attention, add_mlp, add_norm, head_counts, head_width, l
 from .mamba import CONTEXT_LENGTH, add_ends
 from .mamba2 import add_mixer, remark_limit
 from .plan import Plan
+from .rope import rope_of, speed_keys
 
 MODEL_TYPES = ("granitemoehybrid", "bamba")
 CLASSES = {"GraniteMoeHybridForCausalLM": "granitemoehybrid", "BambaForCausalLM": "bamba"}
@@ -94,46 +95,34 @@ def _layer_types(config: Config) -> list[bool]:
 def _position_keys(config: Config, bamba: bool) -> dict[str, Any]:
     """Rotary positions, or none: then nothing ends at a length, and llama.cpp says 2^20."""
     head = config.count("hidden_size") // config.count("num_attention_heads", 32)
-    rope = config.get("rope_parameters", {})
-    if not isinstance(rope, dict):
-        raise InvalidFile(f"{config.path}: {config.name('rope_parameters')} is no object")
     kind = config.get("position_embedding_type", "rope" if bamba else "nope")
     if kind not in ("rope", "nope"):
         raise UnsupportedModel(
             f"{config.path}: position_embedding_type is {str(kind)[:40]!r}; keelback runs rope "
             "and nope"
         )
-    rotary, inner = bamba or kind == "rope", Config(config.path, rope)
-    scaling = inner.get("rope_type", inner.get("type", "default"))
-    if rotary and scaling != "default":
-        raise UnsupportedModel(
-            f"{config.path}: rope_type is {str(scaling)[:40]!r}; keelback runs rotary positions "
-            "without scaling"
-        )
+    rotary, rope = bamba or kind == "rope", rope_of(config)
     keys: dict[str, Any] = {
         "rope.scaling.finetuned": rotary, "rope.dimension_count": head,
         "context_length": CONTEXT_LENGTH,
     }  # fmt: skip
     if rotary:
         keys["context_length"] = config.count("max_position_embeddings", 262144 if bamba else 2048)
-    theta = inner.number("rope_theta", None) if "rope_theta" in rope else None
-    theta = theta or (config.number("rope_theta") if config.get("rope_theta") else None)
-    if theta or rotary:
-        keys["rope.freq_base"] = theta or 10000.0
+        keys |= speed_keys(config, 10000.0)
+    elif rope.get("rope_theta") is not None:
+        keys["rope.freq_base"] = rope.number("rope_theta")
     if bamba:
-        keys |= _partial_rotation(config, inner, head)
+        keys |= _partial_rotation(config, head)
     return keys
 
 
-def _partial_rotation(config: Config, rope: Config, head: int) -> dict[str, int]:
+def _partial_rotation(config: Config, head: int) -> dict[str, int]:
     """Bamba turns a part of every head, half of it unless it says otherwise.
 
     llama.cpp turns the right values if only those are rearranged for it; its own converter
     rearranges whole heads, so a key of ours tells the two kinds of file apart.
     """
-    # transformers 4 has it beside the rotary parameters.
-    factor = config.number("partial_rotary_factor", 0.5)
-    count = int(head * rope.number("partial_rotary_factor", factor))
+    count = int(head * rope_of(config).number("partial_rotary_factor", 0.5))
     if config.count("attn_rotary_emb", count) != count or count % 2 or not 0 < count <= head:
         raise UnsupportedModel(
             f"{config.path}: attn_rotary_emb is {config.get('attn_rotary_emb')}, where "

@@ -89,11 +89,12 @@ def _turns(config: Config) -> bool:
     The released model has `rope_theta` and `rope_parameters` null. Where both are missing, and not
     null, transformers turns heads with its default.
     """
-    rope = rope_of(config)
-    if rope.get("rope_theta") is not None:
-        return True
+    turned = rope_of(config).get("rope_theta") is not None
+    inner = config.get("rope_parameters", {})
+    if "rope_theta" in inner:
+        return inner["rope_theta"] is not None
     nulls = (config.values.get(key, "") for key in ("rope_theta", "rope_parameters"))
-    return "rope_theta" not in rope.values and None not in nulls
+    return turned or None not in nulls
 
 
 def _mixer_keys(config: Config) -> dict[str, Any]:

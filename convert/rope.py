@@ -15,16 +15,16 @@ _YARN = {"beta_fast": "yarn_beta_fast", "beta_slow": "yarn_beta_slow"}
 
 
 def rope_of(config: Config) -> Config:
-    """`rope_parameters`, with what transformers 4 keeps beside them in the config itself."""
+    """`rope_parameters`, with what transformers 4 keeps beside them in the config itself.
+
+    Raises InvalidFile where they are no object.
+    """
     rope = config.get("rope_parameters", {})
     if not isinstance(rope, dict):
         raise InvalidFile(f"{config.path}: {config.name('rope_parameters')} is no object")
-    outer = {
-        key: config.get(key)
-        for key in ("rope_theta", "partial_rotary_factor")
-        if config.get(key) is not None
-    }
-    return Config(config.path, {**outer, **rope})
+    outer = {key: config.get(key) for key in ("rope_theta", "partial_rotary_factor")}
+    inner = {key: value for key, value in rope.items() if value is not None}
+    return Config(config.path, {**outer, **inner})
 
 
 def rope_keys(config: Config, d_head: int, theta: float, part: float = 1.0) -> dict[str, Any]:
@@ -43,7 +43,10 @@ def rope_keys(config: Config, d_head: int, theta: float, part: float = 1.0) -> d
 
 
 def speed_keys(config: Config, theta: float) -> dict[str, Any]:
-    """`rope_keys` without the number of values that are turned: how fast they turn."""
+    """`rope_keys` without the number of values that are turned: how fast they turn.
+
+    Raises as that does.
+    """
     rope = rope_of(config)
     base = rope.number("rope_theta", theta)
     if base <= 1:

@@ -120,7 +120,8 @@ def test_files_whose_keys_do_not_fit_get_a_sentence(tiny_file, tmp_path, key, va
         ("granite-moe", {"mamba_n_groups": 5}, "mamba_n_groups 5"),
         ("granite-moe", {"mamba_d_head": 7}, "mamba_d_head is 7"),
         ("granite-moe", {"position_embedding_type": "alibi"}, "'alibi'"),
-        ("granite-rope", {"rope_scaling": {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+        ("granite-rope", {"rope_scaling": {"rope_type": "dynamic"}}, "rope_type is 'dynamic'"),
+        ("granite-rope", {"rope_theta": 0.5}, "rope_theta is 0.5"),
         ("granite-rope", {"rope_parameters": [1]}, "rope_parameters is no object"),
         ("granite-moe", {"residual_multiplier": "half"}, "residual_multiplier is 'half'"),
         ("bamba-grouped", {"attn_rotary_emb": 12}, "attn_rotary_emb is 12"),
@@ -137,6 +138,23 @@ def test_layers_of_attention_are_found_by_period_too(tmp_path):
     folder = edited("bamba-grouped", tmp_path, **changes)
     path = convert(folder, tmp_path / "out.gguf")
     assert GGUF(path).metadata["granitehybrid.attention.head_count_kv"].tolist() == [0, 2, 0]
+
+
+def test_positions_of_granite_and_bamba_are_scaled_as_those_of_others(tmp_path):
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    for name, rope in (("granite-rope", yarn), ("bamba-grouped", {"type": "linear", "factor": 2})):
+        folder = tiny.write_checkpoint(name, tmp_path / name)
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        config |= {"rope_scaling": rope, "rope_theta": 123.0}
+        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+        keys = GGUF(convert(folder, tmp_path / "out.gguf")).metadata
+        scaling = {key.split(".")[-1]: keys[key] for key in keys if ".rope.scaling." in key}
+        assert scaling.pop("finetuned") is True
+        assert scaling.pop("original_context_length", None) == rope.get(
+            "original_max_position_embeddings"
+        )
+        assert scaling == {"type": rope.get("rope_type", "linear"), "factor": rope["factor"]}
+        assert keys["granitehybrid.rope.freq_base"] == 123
 
 
 # ---- states

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from keelback.convert.config import Config
-from keelback.convert.rope import rope_keys
+from keelback.convert.rope import rope_keys, speed_keys
 from keelback.kernels.errors import InvalidFile, UnsupportedModel
 from keelback.models.hyperparameters import Hyperparameters
 from keelback.models.rope import speeds
@@ -25,6 +25,11 @@ def of_file(base: float = 1e4, **scaling: Any) -> dict[str, float]:
 def of_config(**rope: Any) -> dict[str, Any]:
     values = {"rope_parameters": rope, "max_position_embeddings": 4096}
     return rope_keys(Config(Path("config.json"), values), 64, theta=1e4)
+
+
+def test_a_null_hides_no_value_beside_it():
+    values = {"rope_theta": 123.0, "rope_parameters": {"rope_theta": None, "rope_type": "default"}}
+    assert speed_keys(Config(Path("config.json"), values), theta=1e4) == {"rope.freq_base": 123}
 
 
 def test_a_factor_without_a_type_is_linear():
