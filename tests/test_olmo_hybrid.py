@@ -41,8 +41,8 @@ def test_heads_are_turned_where_config_names_an_angle_or_nothing(tiny_file, tmp_
     folder = edited("olmo-nope", tmp_path, rope_parameters=..., rope_theta=...)
     silent = GGUF(convert(folder, tmp_path / "silent.gguf", "f32")).metadata
     assert silent["olmo-hybrid.rope.freq_base"] == 10000
-    config["rope_parameters"] = {"rope_theta": None, "rope_type": "default"}
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    rope = {"rope_theta": None, "rope_type": "default"}
+    folder = edited("olmo-nope", tmp_path / "null", rope_parameters=rope, rope_theta=...)
     null = GGUF(convert(folder, tmp_path / "null.gguf", "f32")).metadata
     assert not [key for key in null if "rope" in key]
 
