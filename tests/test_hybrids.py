@@ -143,10 +143,7 @@ def test_layers_of_attention_are_found_by_period_too(tmp_path):
 def test_positions_of_granite_and_bamba_are_scaled_as_those_of_others(tmp_path):
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
     for name, rope in (("granite-rope", yarn), ("bamba-grouped", {"type": "linear", "factor": 2})):
-        folder = tiny.write_checkpoint(name, tmp_path / name)
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        config |= {"rope_scaling": rope, "rope_theta": 123.0}
-        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+        folder = edited(name, tmp_path, rope_scaling=rope, rope_theta=123.0)
         keys = GGUF(convert(folder, tmp_path / "out.gguf")).metadata
         scaling = {key.split(".")[-1]: keys[key] for key in keys if ".rope.scaling." in key}
         assert scaling.pop("finetuned") is True
