@@ -9,7 +9,7 @@ import numpy as np
 from .op import OPTIONAL_VECTOR, ROWS, VECTOR, Op, ShapeError, Weight, expect
 
 
-def unary_shape(x: Any, bias: Weight | None = None, *, scale: float = 1.0) -> int:
+def _unary_shape(x: Any, bias: Weight | None = None, *, scale: float = 1.0) -> int:
     expect(bias, x.width)
     return x.width
 
@@ -47,7 +47,7 @@ def relu_squared(
     return np.float32(scale) * np.square(np.maximum(_biased(x, bias), 0))
 
 
-def binary_shape(x: Any, y: Any, *, scale: float = 1.0) -> int:
+def _binary_shape(x: Any, y: Any, *, scale: float = 1.0) -> int:
     if x.width != y.width:
         raise ShapeError(
             f"rows of {x.width} and {y.width} values cannot be combined element by element"
@@ -70,7 +70,7 @@ def multiply(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return x * y
 
 
-def gated_shape(x: Any, gate: Any) -> int:
+def _gated_shape(x: Any, gate: Any) -> int:
     if not gate.width or x.width % gate.width:
         raise ShapeError(f"{gate.width} gates do not divide a row of {x.width} values evenly")
     return x.width
@@ -82,7 +82,7 @@ def gated(x: np.ndarray, gate: np.ndarray) -> np.ndarray:
     return (x.reshape(*gate.shape, -1) * gates[..., None]).reshape(x.shape)
 
 
-def bounded_decay_shape(x: Any, rate: Weight, bias: Weight, *, bound: float, heads: int) -> int:
+def _bounded_decay_shape(x: Any, rate: Weight, bias: Weight, *, bound: float, heads: int) -> int:
     expect(rate, heads)
     expect(bias, x.width)
     if x.width % heads:
@@ -107,20 +107,20 @@ OPS = (
         Op(
             function.__name__,
             {"x": ROWS, "bias": OPTIONAL_VECTOR},
-            unary_shape,
+            _unary_shape,
             function,
             ("scale",),
         )
         for function in (scaled, silu, sigmoid, softplus, relu_squared)
     ),
-    Op("add", {"x": ROWS, "y": ROWS}, binary_shape, add, ("scale",)),
-    Op("swiglu", {"x": ROWS, "y": ROWS}, binary_shape, swiglu),
-    Op("multiply", {"x": ROWS, "y": ROWS}, binary_shape, multiply),
-    Op("gated", {"x": ROWS, "gate": ROWS}, gated_shape, gated),
+    Op("add", {"x": ROWS, "y": ROWS}, _binary_shape, add, ("scale",)),
+    Op("swiglu", {"x": ROWS, "y": ROWS}, _binary_shape, swiglu),
+    Op("multiply", {"x": ROWS, "y": ROWS}, _binary_shape, multiply),
+    Op("gated", {"x": ROWS, "gate": ROWS}, _gated_shape, gated),
     Op(
         "bounded_decay",
         {"x": ROWS, "rate": VECTOR, "bias": VECTOR},
-        bounded_decay_shape,
+        _bounded_decay_shape,
         bounded_decay,
         ("bound", "heads"),
     ),

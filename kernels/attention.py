@@ -45,7 +45,7 @@ def decode(data: np.ndarray, block: BlockFormat) -> np.ndarray:
     return values.reshape(*outer, size // block.nbytes * block.elements)
 
 
-def store_shape(x: Any, cache: Any) -> int:
+def _store_shape(x: Any, cache: Any) -> int:
     if x.width != cache.width:
         raise ShapeError(f"rows of {x.width} values cannot be stored in {cache.name}")
     return 0
@@ -60,7 +60,7 @@ def store(x: np.ndarray, cache: Any) -> np.ndarray:
     return np.zeros((len(x), 0), np.float32)
 
 
-def attention_shape(
+def _attention_shape(
     q: Any, keys: Any, values: Any, *, heads: int, key_heads: int, scale: float, window: int = 0
 ) -> int:
     if heads % key_heads or q.width % heads or (keys.heads, values.heads) != (key_heads, key_heads):
@@ -134,11 +134,11 @@ def _types(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> str:
 
 
 OPS = (
-    Op("store", {"x": ROWS, "cache": CACHE}, store_shape, store, (), _types),
+    Op("store", {"x": ROWS, "cache": CACHE}, _store_shape, store, (), _types),
     Op(
         "attention",
         {"q": ROWS, "keys": CACHE, "values": CACHE},
-        attention_shape,
+        _attention_shape,
         attention,
         ("heads", "key_heads", "scale", "window"),
         _types,

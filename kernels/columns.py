@@ -9,7 +9,7 @@ import numpy as np
 from .op import ROWS, Op, ShapeError
 
 
-def columns_shape(x: Any, *, groups: int, start: int, width: int) -> int:
+def _columns_shape(x: Any, *, groups: int, start: int, width: int) -> int:
     if x.width % groups or not 0 <= start < start + width <= x.width // groups:
         raise ShapeError(
             f"columns {start} to {start + width} cannot be taken from {groups} parts of a row of "
@@ -27,7 +27,7 @@ def columns(x: np.ndarray, *, groups: int, start: int, width: int) -> np.ndarray
     return parts[:, :, start : start + width].reshape(len(x), groups * width)
 
 
-def join_shape(x: Any, y: Any, *, groups: int) -> int:
+def _join_shape(x: Any, y: Any, *, groups: int) -> int:
     if x.width % groups or y.width % groups:
         raise ShapeError(f"rows of {x.width} and {y.width} values do not divide into {groups}")
     return x.width + y.width
@@ -43,6 +43,6 @@ def join(x: np.ndarray, y: np.ndarray, *, groups: int) -> np.ndarray:
 
 
 OPS = (
-    Op("columns", {"x": ROWS}, columns_shape, columns, ("groups", "start", "width")),
-    Op("join", {"x": ROWS, "y": ROWS}, join_shape, join, ("groups",)),
+    Op("columns", {"x": ROWS}, _columns_shape, columns, ("groups", "start", "width")),
+    Op("join", {"x": ROWS, "y": ROWS}, _join_shape, join, ("groups",)),
 )

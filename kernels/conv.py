@@ -20,7 +20,7 @@ from .op import (
 )
 
 
-def causal_conv_shape(
+def _causal_conv_shape(
     x: Any, window: Any, weight: Weight, bias: Weight | None = None, *, taps: int, silu: int
 ) -> int:
     expect(weight, x.width, taps)
@@ -61,7 +61,7 @@ OPS = (
             "weight": Operand(Kind.VECTOR, pack=transposed),
             "bias": OPTIONAL_VECTOR,
         },
-        causal_conv_shape,
+        _causal_conv_shape,
         causal_conv,
         ("taps", "silu"),
     ),

@@ -10,7 +10,7 @@ from .linear import weight_type
 from .op import IDS, MATRIX, OUTPUTS, ROWS, Op, Weight, expect
 
 
-def embedding_shape(ids: Any, weight: Weight, *, width: int) -> int:
+def _embedding_shape(ids: Any, weight: Weight, *, width: int) -> int:
     expect(weight, weight.shape[0], width)
     return width
 
@@ -24,7 +24,7 @@ def embedding(ids: np.ndarray, weight: np.ndarray, *, width: int) -> np.ndarray:
     return weight.reshape(-1, width)[ids]
 
 
-def select_shape(x: Any, rows: Any) -> int:
+def _select_shape(x: Any, rows: Any) -> int:
     return x.width
 
 
@@ -40,10 +40,10 @@ OPS = (
     Op(
         "embedding",
         {"ids": IDS, "weight": MATRIX},
-        embedding_shape,
+        _embedding_shape,
         embedding,
         ("width",),
         weight_type,
     ),
-    Op("select", {"x": ROWS, "rows": OUTPUTS}, select_shape, select),
+    Op("select", {"x": ROWS, "rows": OUTPUTS}, _select_shape, select),
 )

@@ -24,16 +24,19 @@ LEAST = _F(2.0**-96)
 
 @inline
 def smaller(a, b):
+    """The smaller of each lane; b where either is NaN."""
     return where_less(a, b, a, b)
 
 
 @inline
 def larger(a, b):
+    """The larger of each lane; a where either is NaN."""
     return where_less(a, b, b, a)
 
 
 @inline
 def between(x, lowest, highest):
+    """x, where it is within two float32, and else the nearer of them."""
     return smaller(larger(x, splat(lowest)), splat(highest))
 
 
@@ -70,6 +73,7 @@ def gather_columns(source, target, elements, lanes, first, blocks):
 
 @inline
 def all_ones(target, elements):
+    """Weights of a block about whose columns nothing is known: vectors of ones."""
     for i in range(opaque(elements)):
         store(target + VECTOR * i, splat(ONE))
 

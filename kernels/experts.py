@@ -49,7 +49,7 @@ def _route_scratch(operands: Mapping[str, Any], attributes: Mapping[str, Any], r
     return route_memory(operands["scores"].width, attributes["groups"])[-1]
 
 
-def route_shape(
+def _route_shape(
     scores: Any,
     bias: Weight | None = None,
     *,
@@ -141,7 +141,7 @@ def _divide(x: Any, weight: Weight, parts: int) -> int:
     return x.width // parts
 
 
-def expert_linear_shape(
+def _expert_linear_shape(
     x: Any, routes: Any, weight: Weight, *, width: int, used: int, experts: int, parts: int = 1
 ) -> int:
     expect(weight, experts, width, _divide(x, weight, parts))
@@ -182,7 +182,7 @@ def expert_linear(
     return out.reshape(len(x), used * width)
 
 
-def expert_sum_shape(x: Any, routes: Any, *, used: int) -> int:
+def _expert_sum_shape(x: Any, routes: Any, *, used: int) -> int:
     if x.width % used or routes.width != 2 * used:
         raise ShapeError(f"rows of {x.width} values do not come from {used} experts")
     return x.width // used
@@ -204,7 +204,7 @@ OPS = (
     Op(
         "route",
         {"scores": ROWS, "bias": OPTIONAL_VECTOR},
-        route_shape,
+        _route_shape,
         route,
         ("used", "gating", "normalise", "scale", "eps", "groups", "groups_used"),
         scratch=_route_scratch,
@@ -216,11 +216,11 @@ OPS = (
             "routes": OPTIONAL_ROWS,
             "weight": MATRIX,
         },
-        expert_linear_shape,
+        _expert_linear_shape,
         expert_linear,
         ("width", "used", "experts", "parts"),
         weight_type,
         _expert_scratch,
     ),
-    Op("expert_sum", {"x": ROWS, "routes": ROWS}, expert_sum_shape, expert_sum, ("used",)),
+    Op("expert_sum", {"x": ROWS, "routes": ROWS}, _expert_sum_shape, expert_sum, ("used",)),
 )

@@ -12,7 +12,7 @@ import numpy as np
 from .op import OPTIONAL_ROWS, ROWS, STATE, Op, ShapeError, expect_state
 
 
-def sum_squares_shape(
+def _sum_squares_shape(
     x: Any, routes: Any, sums: Any, *, matrices: int = 1, used: int = 1, parts: int = 1
 ) -> int:
     if x.width % parts or parts not in (1, used):
@@ -55,7 +55,7 @@ OPS = (
     Op(
         "sum_squares",
         {"x": ROWS, "routes": OPTIONAL_ROWS, "sums": STATE},
-        sum_squares_shape,
+        _sum_squares_shape,
         sum_squares,
         ("matrices", "used", "parts"),
     ),

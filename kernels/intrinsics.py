@@ -43,6 +43,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def lanes_of(element: ir.Type, count: int = LANES) -> ir.VectorType:
+    """The type of a vector of 16."""
     return ir.VectorType(element, count)
 
 
@@ -70,6 +71,7 @@ def call_llvm(builder: ir.IRBuilder, name: str, result: ir.Type, *args: ir.Value
 
 
 def pointer_to(builder: ir.IRBuilder, address: ir.Value, element: ir.Type) -> ir.Value:
+    """An address, an int64, as a pointer."""
     return builder.inttoptr(address, element.as_pointer())
 
 

@@ -23,7 +23,7 @@ def weight_type(operands: Mapping[str, Any], attributes: Mapping[str, Any]) -> s
     return operands["weight"].block.name.lower()
 
 
-def linear_shape(x: Any, weight: Weight, bias: Weight | None = None, *, width: int) -> int:
+def _linear_shape(x: Any, weight: Weight, bias: Weight | None = None, *, width: int) -> int:
     expect(weight, width, x.width)
     expect(bias, width)
     return width
@@ -50,7 +50,7 @@ def quantized_width(width: int) -> int:
     return width // 4 + width // BLOCK * RECORD // 4
 
 
-def quantize_shape(x: Any, *, parts: int = 1) -> int:
+def _quantize_shape(x: Any, *, parts: int = 1) -> int:
     if x.width % (BLOCK * parts):
         raise ShapeError(
             f"a row of {x.width} values in {parts} parts does not divide into blocks of {BLOCK}"
@@ -91,10 +91,10 @@ OPS = (
     Op(
         "linear",
         {"x": Operand(Kind.ROWS, against="weight"), "weight": MATRIX, "bias": OPTIONAL_VECTOR},
-        linear_shape,
+        _linear_shape,
         linear,
         ("width",),
         weight_type,
     ),
-    Op("quantize", {"x": ROWS}, quantize_shape, quantize, ("parts",)),
+    Op("quantize", {"x": ROWS}, _quantize_shape, quantize, ("parts",)),
 )

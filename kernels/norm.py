@@ -12,7 +12,7 @@ from .op import OPTIONAL_ROWS, OPTIONAL_VECTOR, ROWS, Op, ShapeError, Weight
 GATE_FIRST, NORM_FIRST = 1, 2
 
 
-def rms_norm_shape(
+def _rms_norm_shape(
     x: Any,
     weight: Weight | None = None,
     gate: Any = None,
@@ -59,7 +59,7 @@ def rms_norm(
     return y * silu if order == NORM_FIRST else y
 
 
-def l2_norm_shape(x: Any, *, eps: float, groups: int, scale: float = 1.0) -> int:
+def _l2_norm_shape(x: Any, *, eps: float, groups: int, scale: float = 1.0) -> int:
     if x.width % groups:
         raise ShapeError(f"a row of {x.width} values cannot be normalised in {groups} groups")
     return x.width
@@ -79,9 +79,9 @@ OPS = (
     Op(
         "rms_norm",
         {"x": ROWS, "weight": OPTIONAL_VECTOR, "gate": OPTIONAL_ROWS},
-        rms_norm_shape,
+        _rms_norm_shape,
         rms_norm,
         ("eps", "groups", "order"),
     ),
-    Op("l2_norm", {"x": ROWS}, l2_norm_shape, l2_norm, ("eps", "groups", "scale")),
+    Op("l2_norm", {"x": ROWS}, _l2_norm_shape, l2_norm, ("eps", "groups", "scale")),
 )

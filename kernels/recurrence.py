@@ -33,7 +33,7 @@ DECAYED = 16
 STRIP = 64
 
 
-def recurrence_shape(
+def _recurrence_shape(
     q: Any,
     k: Any,
     v: Any,
@@ -142,7 +142,7 @@ OPS = (
             "a": OPTIONAL_VECTOR,
             "d": OPTIONAL_VECTOR,
         },
-        recurrence_shape,
+        _recurrence_shape,
         recurrence,
         ("heads", "key_heads", "mapping"),
         _variant,

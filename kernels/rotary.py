@@ -19,7 +19,7 @@ def neighbours(count: int) -> dict[str, int]:
     return {"count": count, "step": 2, "gap": 1}
 
 
-def rotary_shape(
+def _rotary_shape(
     x: Any,
     positions: Any,
     factors: Weight | None = None,
@@ -87,7 +87,7 @@ OPS = (
     Op(
         "rotary",
         {"x": ROWS, "positions": POSITIONS, "factors": OPTIONAL_VECTOR},
-        rotary_shape,
+        _rotary_shape,
         rotary,
         (
             "heads", "count", "step", "gap", "ratio", "first", "scale", "low", "high", "magnitude",

@@ -23,7 +23,7 @@ from .op import (
 from .statetypes import variant_of
 
 
-def selective_scan_shape(
+def _selective_scan_shape(
     x: Any, dt: Any, b: Any, c: Any, state: Any, a: Weight, d: Weight, *, d_state: int
 ) -> int:
     expect(a, x.width, d_state)
@@ -81,7 +81,7 @@ OPS = (
             "a": Operand(Kind.VECTOR, pack=transposed),
             "d": VECTOR,
         },
-        selective_scan_shape,
+        _selective_scan_shape,
         selective_scan,
         ("d_state",),
         _variant,

@@ -48,6 +48,7 @@ def load_words(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
 
 
 def as_bytes(builder: ir.IRBuilder, words: ir.Value) -> ir.Value:
+    """A vector of a panel as 64 bytes."""
     return builder.bitcast(words, _BYTES)
 
 
