@@ -7,11 +7,17 @@ import ctypes
 import mmap
 import platform as machine
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 import numpy as np
+
+from ..kernels.groups import control_groups
+
+# Files of a control group of version 1 and 2: its limit, what it uses; and pages of files there.
+_FIRST = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_SECOND = ("memory.max", "memory.current", "inactive_file")
 
 
 @cache
@@ -44,8 +50,8 @@ def available_memory() -> int | None:
 
     None where the system does not tell.
     """
-    found = [room for room in (_meminfo("MemAvailable"), *_group_rooms()) if room is not None]
-    return min(found, default=None)
+    rooms = (_meminfo("MemAvailable"), *_group_rooms(control_groups("memory")))
+    return min((room for room in rooms if room is not None), default=None)
 
 
 def _meminfo(name: str) -> int | None:
@@ -56,30 +62,15 @@ def _meminfo(name: str) -> int | None:
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith(name)), None)
 
 
-def _group_rooms(root: Path = Path("/sys/fs/cgroup"), own: str | None = None) -> Iterator[int]:
-    """What each control group above this process has left; pages of files can be given back."""
-    if own is None:
-        try:
-            own = Path("/proc/self/cgroup").read_text()
-        except OSError:
-            return
-    for line in own.splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            base, limit, used, cached = root, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cached = "total_inactive_file"
-        else:
-            continue
-        parts = Path(path).parts[1:]
-        for depth in range(len(parts) + 1):
-            with contextlib.suppress(OSError, ValueError, StopIteration):
-                group = base.joinpath(*parts[:depth])
-                most = int((group / limit).read_text())
-                stat = (group / "memory.stat").read_text().splitlines()
-                files = next(int(row.split()[1]) for row in stat if row.split()[0] == cached)
-                yield max(0, most - int((group / used).read_text()) + files)
+def _group_rooms(groups: Iterable[tuple[Path, bool]]) -> Iterator[int]:
+    """What each control group has left; pages of files can be given back."""
+    for group, second in groups:
+        limit, used, cached = _SECOND if second else _FIRST
+        with contextlib.suppress(OSError, ValueError, StopIteration):
+            most = int((group / limit).read_text())
+            stat = (group / "memory.stat").read_text().splitlines()
+            files = next(int(row.split()[1]) for row in stat if row.split()[0] == cached)
+            yield max(0, most - int((group / used).read_text()) + files)
 
 
 def processor_name() -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from .groups import control_groups
 
 
 def processors() -> int:
-    """Cores this process may use, by affinity and by its control group's quota; at least 1.
+    """Cores this process may use, by affinity and by its control groups' quotas; at least 1.
 
     Two threads of one core share what kernels are made of, so they count once.
     """
@@ -15,11 +19,18 @@ def processors() -> int:
         count = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
     else:
         count = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(count, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        return max(1, count)
+    return max(1, min([count, *map(round, _quotas(control_groups("cpu")))]))
+
+
+def _quotas(groups: Iterable[tuple[Path, bool]]) -> Iterator[float]:
+    """Cores of each control group that has a quota, which is time of all cores in a period."""
+    for group, second in groups:
+        names = ("cpu.max",) if second else ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = map(int, " ".join((group / name).read_text() for name in names).split())
+            # One below zero is none.
+            if quota >= 0:
+                yield quota / period
 
 
 def _siblings(cpu: int) -> str:

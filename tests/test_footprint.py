@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from click.testing import CliRunner
 
 import keelback
 from keelback.cli import main
-from keelback.engine import footprint, platform
+from keelback.engine import footprint
 from keelback.engine.model import Model
 from keelback.kernels.errors import InvalidInput
 
@@ -142,19 +141,3 @@ def test_sizes_have_units(text):
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InvalidInput, match="amount of memory"):
         footprint.parse_size(text)
-
-
-def test_control_groups_limit_what_is_available(tmp_path: Path):
-    for folder, limit in ((".", "max"), ("a", "1000"), ("a/b", "5000")):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / "memory.max").write_text(f"{limit}\n")
-        (tmp_path / folder / "memory.current").write_text("700\n")
-        (tmp_path / folder / "memory.stat").write_text("anon 600\ninactive_file 100\n")
-    assert list(platform._group_rooms(tmp_path, "0::/a/b\n")) == [400, 4400]
-    old = tmp_path / "memory" / "c"
-    old.mkdir(parents=True)
-    (old / "memory.limit_in_bytes").write_text("3000\n")
-    (old / "memory.usage_in_bytes").write_text("9000\n")
-    (old / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 2\n")
-    assert list(platform._group_rooms(tmp_path, "4:cpu:/\n5:memory:/c\n")) == [0]
-    assert list(platform._group_rooms(tmp_path, "0::/nowhere\n")) == []
