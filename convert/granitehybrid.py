@@ -8,7 +8,15 @@ from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .experts import NAMES, half
-from .layers import add_attention, add_mlp, add_norm, head_counts, head_width, layer_types
+from .layers import (
+    add_attention,
+    add_mlp,
+    add_norm,
+    head_counts,
+    head_width,
+    layer_types,
+    periodic,
+)
 from .mamba import CONTEXT_LENGTH, add_ends
 from .mamba2 import add_mixer, remark_limit
 from .plan import Plan
@@ -86,8 +94,7 @@ def _layer_types(config: Config) -> list[bool]:
     if not isinstance(indices, list) or any(type(i) is not int for i in indices):
         raise InvalidFile(f"{config.path}: attn_layer_indices is no list of whole numbers")
     if not indices and config.get("attn_layer_period") is not None:
-        period, offset = config.count("attn_layer_period"), config.get("attn_layer_offset", 0)
-        return [i % period == offset for i in range(count)]
+        indices = periodic(config, "attn", 1, 0)
     chosen = set(indices)
     return [i in chosen for i in range(count)]
 

@@ -9,7 +9,7 @@ from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config
 from .experts import NAMES, add_experts
-from .layers import add_attention, add_linear, add_mlp, add_norm, head_counts, head_width
+from .layers import add_attention, add_linear, add_mlp, add_norm, head_counts, head_width, periodic
 from .mamba import add_ends, add_mixer
 from .plan import Plan
 
@@ -40,7 +40,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         )
     add_ends(result, checkpoint, "model.embed_tokens.weight", "model.final_layernorm.weight")
     # One expert needs no router.
-    chosen = _chosen(config, "expert", 2, 1) if keys["expert_count"] > 1 else []
+    chosen = periodic(config, "expert", 2, 1) if keys["expert_count"] > 1 else []
     for i in range(layers):
         _add_norms(result, checkpoint, i)
         attention = keys["attention.head_count_kv"][i]
@@ -49,23 +49,11 @@ def plan(checkpoint: Checkpoint) -> Plan:
     return result
 
 
-def _chosen(config: Config, kind: str, period: int, offset: int) -> list[int]:
-    """Layers that are of a kind: one in every period. period, offset: of a silent config."""
-    period = config.count(f"{kind}_layer_period", period)
-    offset = config.get(f"{kind}_layer_offset", offset)
-    if type(offset) is not int or not 0 <= offset < period:
-        raise InvalidFile(
-            f"{config.path}: {kind}_layer_offset is {repr(offset)[:40]}, not a whole number below "
-            f"{kind}_layer_period, {period}"
-        )
-    return list(range(offset, config.count("num_hidden_layers"), period))
-
-
 def _attention_keys(config: Config, d_model: int) -> dict[str, Any]:
     heads, key_heads = head_counts(config)
     head_width(config, d_model, heads)
     counts = [0] * config.count("num_hidden_layers")
-    for i in _chosen(config, "attn", 8, 4):
+    for i in periodic(config, "attn", 8, 4):
         counts[i] = key_heads
     return {"attention.head_count": heads, "attention.head_count_kv": counts}
 

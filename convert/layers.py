@@ -43,6 +43,21 @@ def layer_types(config: Config, kinds: Mapping[str, tuple[str, ...]] = KINDS) ->
     return [known[kind] for kind in types]
 
 
+def periodic(config: Config, kind: str, period: int, offset: int) -> list[int]:
+    """Layers that are of a kind: one in every period. period, offset: of a silent config.
+
+    Raises InvalidFile where the two are no numbers that go together.
+    """
+    period = config.count(f"{kind}_layer_period", period)
+    offset = config.get(f"{kind}_layer_offset", offset)
+    if type(offset) is not int or not 0 <= offset < period:
+        raise InvalidFile(
+            f"{config.path}: {kind}_layer_offset is {repr(offset)[:40]}, not a whole number below "
+            f"{kind}_layer_period, {period}"
+        )
+    return list(range(offset, config.count("num_hidden_layers"), period))
+
+
 def head_counts(config: Config) -> tuple[int, int]:
     """Heads of queries and heads of keys, which those share evenly."""
     heads = config.count("num_attention_heads", 32)

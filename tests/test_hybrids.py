@@ -133,6 +133,13 @@ def test_checkpoints_that_cannot_be_converted_get_a_sentence(tmp_path, name, cha
     refused(edited(name, tmp_path, **changes), said, keelback.KeelbackError)
 
 
+@pytest.mark.parametrize("offset", ["1", [1], 2, -1, 1.5])
+def test_an_offset_that_no_layer_has_gets_a_sentence(tmp_path, offset):
+    changes = {"attn_layer_indices": ..., "attn_layer_period": 2, "attn_layer_offset": offset}
+    folder = edited("bamba-grouped", tmp_path, **changes)
+    refused(folder, "attn_layer_offset is .*, not a whole", keelback.InvalidFile)
+
+
 def test_layers_of_attention_are_found_by_period_too(tmp_path):
     changes = {"attn_layer_indices": ..., "attn_layer_period": 2, "attn_layer_offset": 1}
     folder = edited("bamba-grouped", tmp_path, **changes)
