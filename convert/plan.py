@@ -65,13 +65,6 @@ class Tensor:
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
 
-    @property
-    def always_f32(self) -> bool:
-        """Small tensors, routers and what feeds the recurrence stay float32, as in llama.cpp."""
-        small = len(self.shape) < 2 or self.name.endswith("_norm.weight")
-        fed = any(part in self.name for part in ("ssm_conv1d", "shortconv.conv", "ffn_gate_inp"))
-        return small or fed or not self.name.endswith(".weight")
-
 
 @dataclass(slots=True)
 class Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from .ahead import Ahead
 from .encode import size_of, tasks
 from .encoders import prepare
 from .importance import Weighing
-from .mixture import Depth, FileType, Weight, Wishes, fitting, is_rounded, types_of
+from .mixture import Depth, FileType, Weight, Wishes, fitting, is_quantizable, is_rounded, types_of
 from .plan import Plan
 
 QUANTIZATION_VERSION = 2
@@ -59,9 +60,14 @@ def write_gguf(
 def _types(plan: Plan, kind: FileType, depth: Depth, wishes: Wishes) -> dict[str, BlockFormat]:
     """The type of each tensor; a matrix that no mixture touches gets what converters write."""
     plain = kind.block if kind.block in (F16, BF16, Q8_0) else F32
-    weights = [Weight(t.name, t.shape, fitting(plain, t.shape[-1])) for t in plan.tensors]
-    kept = {tensor.name: F32 for tensor in plan.tensors if tensor.always_f32}
-    return types_of(weights, kind, depth, wishes) | kept
+    weights = [Weight(tensor.name, tensor.shape, F32) for tensor in plan.tensors]
+    weights = [
+        replace(weight, block=fitting(plain, weight.shape[-1]))
+        if is_quantizable(weight)
+        else weight
+        for weight in weights
+    ]
+    return types_of(weights, kind, depth, wishes)
 
 
 def _value(key: str, value: Any) -> Value:
