@@ -53,9 +53,9 @@ class Config:
             raise self._bad(key, value, "a positive number")
         return float(value)
 
-    def flag(self, key: str, default: Any = _REQUIRED) -> bool:
+    def flag(self, key: str, default: bool) -> bool:
         """True or false."""
-        value = self._required(key, default)
+        value = self.get(key, default)
         if type(value) is not bool:
             raise self._bad(key, value, "true or false")
         return value

@@ -52,9 +52,9 @@ def encoded(
     name: str,
     values: np.ndarray,
     kind: BlockFormat,
-    importance: np.ndarray | None = None,
-    first: int = 0,
-    rows: int = 1,
+    importance: np.ndarray | None,
+    first: int,
+    rows: int,
 ) -> memoryview:
     """Rows of a tensor in a type.
 

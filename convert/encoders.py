@@ -10,7 +10,7 @@ from ..kernels import encoding
 from ..kernels.errors import InvalidInput
 from ..kernels.formats import blocks
 from ..kernels.formats.blocks import BY_NAME, BlockFormat
-from ..kernels.objects import Notice, Progress, addresses, callable_kernel
+from ..kernels.objects import Notice, addresses, callable_kernel
 
 #: Types whose bytes the format's reference defines, as long as all columns weigh the same.
 _DEFINED = frozenset({"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4"})
@@ -40,13 +40,13 @@ LIMITS = {
 _DOUBT = np.float32(0.1)
 
 
-def prepare(types: Iterable[BlockFormat], notice: Notice, progress: Progress | None = None) -> None:
+def prepare(types: Iterable[BlockFormat], notice: Notice) -> None:
     """Compile the kernels that encode these types, where the cache lacks them.
 
     `notice` is told when that takes a while; see `kernels.objects.addresses`.
     """
     names = sorted(block.name for block in set(types) if block.name in _SEARCHED)
-    addresses([_kernel(name) for name in names], notice, progress)
+    addresses([_kernel(name) for name in names], notice)
 
 
 def encode(

@@ -45,7 +45,7 @@ class Wanted:
 
 def pull(
     wanted: Wanted,
-    notice: Callable[[str], None] = lambda text: None,
+    notice: Callable[[str], None],
     report: Report = lambda label, done, total: None,
 ) -> Path:
     """Download a model, convert it if it is a checkpoint, and return its GGUF file.

@@ -164,7 +164,7 @@ class Quantization:
         }
 
     def roundings(
-        self, notice: Callable[[str], None] = lambda text: None
+        self, notice: Callable[[str], None]
     ) -> list[tuple[str, str, int, Callable[[], tuple[np.ndarray, float]]]]:
         """Of each tensor that is rounded: its name, type and bytes to be, and what rounds it.
 

@@ -136,7 +136,7 @@ class Stored:
         """The rows of a slice or of an index, as float32: (count, width)."""
         return TYPES[self.kind][1](self.read_raw(rows))
 
-    def read_raw(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
+    def read_raw(self, rows: slice | np.ndarray) -> np.ndarray:
         """`read` in the type of the file; bfloat16 comes as its bits, uint16."""
         dtype, count = np.dtype(TYPES[self.kind][0]), rows_of(self)
         width = math.prod(self.shape) // count

@@ -81,9 +81,9 @@ class Record:
 class Store:
     """The folder of pulled models; it may not be there yet."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self) -> None:
         try:
-            self.folder = folder or models_folder()
+            self.folder = models_folder()
         except OSError as error:
             raise InvalidInput(f"{error}; name a folder for models in KEELBACK_MODELS") from None
 

@@ -50,7 +50,7 @@ class Hyperparameters:
             raise self._bad(key, value, "a number below zero")
         return float(value)
 
-    def flag(self, key: str, default: Any = _REQUIRED) -> bool:
+    def flag(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._get(key, default)
         if type(value) is not bool:

@@ -25,11 +25,12 @@ def latent_attention(
     blk: Any,
     i: int,
     x: Value,
-    turn: Callable[[Value, int], Value] | None = None,
+    turn: Callable[[Value, int], Value] | None,
 ) -> Value:
     """x: the normalised residual stream (T, D). Returns what layer i adds to it, (T, D).
 
-    turn: rotates those parts of queries and keys that know their position, of so many heads.
+    turn: rotates those parts of queries and keys that know their position, of so many heads; None
+    where none do. Raises InvalidFile for sizes that leave nothing of a head but that part.
     """
     heads = p.heads(i)
     d_latent, d_turned = p.count("attention.kv_lora_rank"), p.count("rope.dimension_count")

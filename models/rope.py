@@ -20,16 +20,13 @@ def rotate(
     heads: int,
     count: int,
     pairs: Callable[[int], dict[str, int]],
-    first: int = 0,
 ) -> Value:
-    """Turn `count` values of every head of x, from `first` on, by the positions of the rows.
+    """Turn the first `count` values of every head of x by the positions of the rows.
 
     pairs: `halves` or `neighbours`. Files may hold factors for each pair, `rope_freqs`. For text,
     the sections of M-RoPE all have the same position, so that they are no sections at all.
     """
-    return g.rotary(
-        x, w.rope_freqs.find(), heads=heads, first=first, **pairs(count), **speeds(p, count)
-    )
+    return g.rotary(x, w.rope_freqs.find(), heads=heads, **pairs(count), **speeds(p, count))
 
 
 def speeds(p: Hyperparameters, count: int) -> dict[str, float]:
