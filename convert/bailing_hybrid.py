@@ -14,7 +14,7 @@ from .kda import (
     positive_exp,
     remark_differences,
 )
-from .mamba import add_ends
+from .layers import add_ends
 from .plan import Plan, negative_exp
 from .rope import speed_keys
 

@@ -16,8 +16,7 @@ from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .experts import NAMES
-from .layers import add_attention, add_mlp, add_norm, head_counts
-from .mamba import add_ends
+from .layers import add_attention, add_ends, add_mlp, add_norm, head_counts
 from .mamba2 import add_mixer, remark_limit
 from .plan import Part, Plan, Tensor
 from .rope import rope_keys

@@ -15,8 +15,7 @@ from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .delta import FLA, add_mixer
-from .layers import add_linear
-from .mamba import add_ends
+from .layers import add_ends, add_linear
 from .plan import Part, Plan
 
 MODEL_TYPES = ("gated_deltanet",)

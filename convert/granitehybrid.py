@@ -9,7 +9,9 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .experts import NAMES, half
 from .layers import (
+    CONTEXT_LENGTH,
     add_attention,
+    add_ends,
     add_mlp,
     add_norm,
     head_counts,
@@ -17,7 +19,6 @@ from .layers import (
     layer_types,
     periodic,
 )
-from .mamba import CONTEXT_LENGTH, add_ends
 from .mamba2 import add_mixer, remark_limit
 from .plan import Plan
 from .rope import rope_of, speed_keys

@@ -9,8 +9,17 @@ from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config
 from .experts import NAMES, add_experts
-from .layers import add_attention, add_linear, add_mlp, add_norm, head_counts, head_width, periodic
-from .mamba import add_ends, add_mixer
+from .layers import (
+    add_attention,
+    add_ends,
+    add_linear,
+    add_mlp,
+    add_norm,
+    head_counts,
+    head_width,
+    periodic,
+)
+from .mamba import add_mixer
 from .plan import Plan
 
 MODEL_TYPES = ("jamba",)

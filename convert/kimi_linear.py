@@ -6,7 +6,7 @@ from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config, demand
 from .kda import AUTHORS_KEYS, Delta, add_layer, model_keys, remark_differences
-from .mamba import add_ends
+from .layers import add_ends
 from .plan import Plan, negative_exp
 from .rope import rope_of
 

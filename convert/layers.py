@@ -1,4 +1,4 @@
-"""What layers of most architectures have: their kinds, projections, norms and MLPs."""
+"""What most architectures have: kinds of layers, projections, norms, MLPs, and both ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .plan import Part, Plan
 from .rope import side_by_side
+from .source import equal
 
+#: What has no context limit gets this one, as from llama.cpp.
+CONTEXT_LENGTH = 1 << 20
 #: How releases of transformers have called layers; the first name of each is keelback's.
 KINDS = {
     "full_attention": ("full_attention", "attention"),
@@ -160,3 +163,54 @@ def add_mlp(
     for part, theirs in names.items():
         shape = (d_model, width) if part == "down" else (width, d_model)
         add_linear(result, checkpoint, f"{hf}.{theirs}", f"{blk}.ffn_{part}{suffix}", *shape)
+
+
+def add_ends(
+    result: Plan,
+    checkpoint: Checkpoint,
+    embedding: str,
+    norm: str,
+    function: Callable[[np.ndarray], np.ndarray] | None = None,
+    target: str = "output_norm.weight",
+) -> None:
+    """The embedding, the last norm, and the output matrix unless it is the embedding again.
+
+    function: what is applied to the norm's weight. target: what llama.cpp calls it.
+    """
+    d_model = result.keys["embedding_length"]
+    table = checkpoint.require(embedding)
+    vocabulary = table.shape[0] if table.shape else 0
+    table = checkpoint.require(embedding, vocabulary, d_model)
+    result.keys["vocab_size"] = vocabulary
+    result.add("token_embd.weight", (vocabulary, d_model), table)
+    last = Part(checkpoint.require(norm, d_model), function=function)
+    result.add(target, (d_model,), last)
+    # Where config says that it is a matrix of its own, the embedding would not do for it.
+    own = checkpoint.config.get("tie_word_embeddings") is False
+    take = checkpoint.require if own else checkpoint.find
+    head = take("lm_head.weight", vocabulary, d_model)
+    if head is not None and not equal(head, table):
+        result.add("output.weight", (vocabulary, d_model), head)
+
+
+def add_conv(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, channels: int) -> None:
+    """The causal convolution; llama.cpp demands a bias, so a missing one becomes zeros."""
+    taps = result.keys["ssm.conv_kernel"]
+    weight = checkpoint.require(f"{mixer}.conv1d.weight", channels, taps)
+    result.add(f"{blk}.ssm_conv1d.weight", (channels, taps), weight)
+    bias = checkpoint.find(f"{mixer}.conv1d.bias", channels)
+    result.add(f"{blk}.ssm_conv1d.bias", (channels,), *([] if bias is None else [bias]))
+
+
+def add_projection_biases(
+    result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, inner: int
+) -> None:
+    """`use_bias`: llama.cpp has no slot for these."""
+    d_model = result.keys["embedding_length"]
+    for hf, gguf, size in (("in_proj", "ssm_in", inner), ("out_proj", "ssm_out", d_model)):
+        bias = checkpoint.find(f"{mixer}.{hf}.bias", size)
+        if bias is not None:
+            result.add(f"{blk}.{gguf}.bias", (size,), bias)
+            result.remark(
+                "for keelback only: the projections have biases (ssm_in.bias, ssm_out.bias)"
+            )

@@ -8,8 +8,7 @@ from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .experts import NAMES, add_experts
-from .layers import add_linear, add_mlp, add_norm, layer_types
-from .mamba import add_ends
+from .layers import add_ends, add_linear, add_mlp, add_norm, layer_types
 from .plan import Part, Plan
 from .rope import rope_keys
 

@@ -1,25 +1,19 @@
-"""Hugging Face `mamba` and `falcon_mamba` to GGUF `mamba`, and what its kin share."""
+"""Hugging Face `mamba` and `falcon_mamba` to GGUF `mamba`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-
-import numpy as np
 
 from .checkpoint import Checkpoint
 from .config import Config
+from .layers import CONTEXT_LENGTH, add_conv, add_ends, add_projection_biases
 from .mamba_ssm import FLA_KEYS, add_layer, layer_keys
 from .plan import Part, Plan, negative_exp
-from .source import equal
 
 MODEL_TYPES = ("mamba", "falcon_mamba")
 #: The classes of configs that do not name their type.
 CLASSES = {"MambaForCausalLM": "mamba", "FalconMambaForCausalLM": "falcon_mamba"}
 SPELLINGS = FLA_KEYS
-
-#: Mamba has no context limit; llama.cpp writes this one.
-CONTEXT_LENGTH = 1 << 20
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
@@ -82,54 +76,3 @@ def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str) -> Non
     result.add(f"{blk}.ssm_a", (d_inner, d_state), a_log)
     result.add(f"{blk}.ssm_d", (d_inner,), need(f"{mixer}.D", d_inner))
     add_projection_biases(result, checkpoint, mixer, blk, 2 * d_inner)
-
-
-def add_ends(
-    result: Plan,
-    checkpoint: Checkpoint,
-    embedding: str,
-    norm: str,
-    function: Callable[[np.ndarray], np.ndarray] | None = None,
-    target: str = "output_norm.weight",
-) -> None:
-    """The embedding, the last norm, and the output matrix unless it is the embedding again.
-
-    function: what is applied to the norm's weight. target: what llama.cpp calls it.
-    """
-    d_model = result.keys["embedding_length"]
-    table = checkpoint.require(embedding)
-    vocabulary = table.shape[0] if table.shape else 0
-    table = checkpoint.require(embedding, vocabulary, d_model)
-    result.keys["vocab_size"] = vocabulary
-    result.add("token_embd.weight", (vocabulary, d_model), table)
-    last = Part(checkpoint.require(norm, d_model), function=function)
-    result.add(target, (d_model,), last)
-    # Where config says that it is a matrix of its own, the embedding would not do for it.
-    own = checkpoint.config.get("tie_word_embeddings") is False
-    take = checkpoint.require if own else checkpoint.find
-    head = take("lm_head.weight", vocabulary, d_model)
-    if head is not None and not equal(head, table):
-        result.add("output.weight", (vocabulary, d_model), head)
-
-
-def add_conv(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, channels: int) -> None:
-    """The causal convolution; llama.cpp demands a bias, so a missing one becomes zeros."""
-    taps = result.keys["ssm.conv_kernel"]
-    weight = checkpoint.require(f"{mixer}.conv1d.weight", channels, taps)
-    result.add(f"{blk}.ssm_conv1d.weight", (channels, taps), weight)
-    bias = checkpoint.find(f"{mixer}.conv1d.bias", channels)
-    result.add(f"{blk}.ssm_conv1d.bias", (channels,), *([] if bias is None else [bias]))
-
-
-def add_projection_biases(
-    result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, inner: int
-) -> None:
-    """`use_bias`: llama.cpp has no slot for these."""
-    d_model = result.keys["embedding_length"]
-    for hf, gguf, size in (("in_proj", "ssm_in", inner), ("out_proj", "ssm_out", d_model)):
-        bias = checkpoint.find(f"{mixer}.{hf}.bias", size)
-        if bias is not None:
-            result.add(f"{blk}.{gguf}.bias", (size,), bias)
-            result.remark(
-                "for keelback only: the projections have biases (ssm_in.bias, ssm_out.bias)"
-            )

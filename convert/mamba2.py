@@ -7,7 +7,7 @@ import math
 from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config
-from .mamba import CONTEXT_LENGTH, add_conv, add_ends, add_projection_biases
+from .layers import CONTEXT_LENGTH, add_conv, add_ends, add_projection_biases
 from .mamba_ssm import FLA_KEYS, add_layer, layer_keys
 from .plan import Part, Plan, negative_exp
 

@@ -9,15 +9,16 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .experts import add_experts, expert_groups
 from .layers import (
+    CONTEXT_LENGTH,
     KINDS,
     add_attention,
+    add_ends,
     add_linear,
     add_mlp,
     add_norm,
     head_counts,
     layer_types,
 )
-from .mamba import CONTEXT_LENGTH, add_ends
 from .mamba2 import add_mixer, remark_limit
 from .plan import Plan
 from .rope import rope_of

@@ -15,8 +15,7 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .delta import FLA, add_mixer, tiled
 from .experts import NAMES
-from .layers import add_linear, add_mlp, add_norm, layer_types
-from .mamba import add_ends
+from .layers import add_ends, add_linear, add_mlp, add_norm, layer_types
 from .plan import Part, Plan
 from .rope import rope_keys, rope_of
 from .source import Source, rows_of

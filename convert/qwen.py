@@ -11,8 +11,7 @@ from .checkpoint import Checkpoint
 from .config import Config
 from .delta import add_mixer
 from .experts import NAMES, add_experts
-from .layers import add_linear, add_mlp, add_norm, layer_types, plus_one
-from .mamba import add_ends
+from .layers import add_ends, add_linear, add_mlp, add_norm, layer_types, plus_one
 from .plan import Part, Plan
 from .rope import rope_keys, rope_of
 
