@@ -149,6 +149,14 @@ class Checkpoint:
             )
         return source
 
+    def first(self, *names: str) -> str:
+        """The first of some names that a matrix or a norm has; the first of all where none has one.
+
+        For what releases of a model have called differently.
+        """
+        there = (name for name in names if self.find(f"{name}.weight") is not None)
+        return next(there, names[0])
+
     def _spelled(self, name: str) -> str:
         """What a tensor that is not there would be called beside those that are."""
         root, _, rest = name.partition(".")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,34 @@ class Config:
         """What the file calls a key."""
         return self._names.get(key, key)
 
-    def count(self, key: str, default: Any = _REQUIRED) -> int:
-        """A whole number from 1 to LARGEST_DIMENSION."""
+    def count(self, key: str, default: Any = _REQUIRED, least: int = 1) -> int:
+        """A whole number from `least` to LARGEST_DIMENSION."""
         value = self._required(key, default)
         if type(value) is float and value.is_integer():
             value = int(value)
-        if type(value) is not int or not 1 <= value <= LARGEST_DIMENSION:
-            raise self._bad(key, value, f"a whole number from 1 to {LARGEST_DIMENSION}")
+        if type(value) is not int or not least <= value <= LARGEST_DIMENSION:
+            raise self._bad(key, value, f"a whole number from {least} to {LARGEST_DIMENSION}")
         return value
+
+    def multiple(
+        self, key: str, of: str, default: Any = _REQUIRED, of_default: int | None = None
+    ) -> tuple[int, int]:
+        """Two whole numbers of which the first is a multiple of the second.
+
+        of_default: None where a silent config has as many of the second.
+        """
+        whole = self.count(key, default)
+        part = self.count(of, whole if of_default is None else of_default)
+        if whole % part:
+            raise self._bad(key, whole, f"a multiple of {self.name(of)} {part}")
+        return whole, part
+
+    def places(self, key: str, default: Iterable[int] = ()) -> set[int]:
+        """A list of whole numbers, such as those of layers."""
+        value = self.get(key, list(default))
+        if not isinstance(value, list) or any(type(i) is not int for i in value):
+            raise InvalidFile(f"{self.path}: {self.name(key)} is no list of whole numbers")
+        return set(value)
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
         """A positive number of ordinary size."""

@@ -15,6 +15,8 @@ from .source import Source
 
 #: What a gated MLP's matrices are called in most checkpoints.
 NAMES = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+#: And in others.
+NUMBERED = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def add_experts(
@@ -37,6 +39,16 @@ def add_experts(
         shape = (d_model, width) if part == "down" else (width, d_model)
         target = f"{blk}.ffn_{part}_exps.weight"
         result.add(target, (count, *shape), *_stack(checkpoint, prefix, part, theirs, count, shape))
+
+
+def experts_used(config: Config, experts: int, default: int) -> int:
+    """How many experts a token goes through; InvalidFile where there are not so many."""
+    used = config.count("num_experts_per_tok", default)
+    if used > experts:
+        raise InvalidFile(
+            f"{config.path}: num_experts_per_tok is {used}, and there are {experts} experts"
+        )
+    return used
 
 
 def expert_groups(config: Config, experts: int, used: int) -> tuple[int, int]:

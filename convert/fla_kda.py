@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config
-from .gated_deltanet import add_layers, attention_keys, attention_layers, common_keys
+from .gated_deltanet import add_layers, attention_keys, attention_layers, common_keys, value_heads
 from .kda import Delta, add_mixer, lower_bound, positive_exp
 from .plan import Plan, negative_exp
 
@@ -46,15 +45,10 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 def _delta(config: Config, bounded: bool) -> Delta:
     key_heads, d_key = config.count("num_heads", 16), config.count("head_dim", 128)
-    heads = config.count("num_v_heads", key_heads)
-    d_value = d_key * config.number("expand_v", 1)
-    if heads % key_heads or not d_value.is_integer():
-        raise InvalidFile(
-            f"{config.path}: {heads} value heads of {d_value} do not go with num_heads {key_heads}"
-        )
+    heads, d_value = value_heads(config, key_heads, d_key, 1)
     taps = config.count("conv_size", 4) if config.flag("use_short_conv", True) else None
     gates, rate = ("_proj.0", "_proj.1"), positive_exp if bounded else negative_exp
-    return Delta(heads, int(d_value), key_heads, d_key, taps, gates, rate, (heads, 1))
+    return Delta(heads, d_value, key_heads, d_key, taps, gates, rate, (heads, 1))
 
 
 def _keys(delta: Delta, negative: bool) -> dict[str, Any]:

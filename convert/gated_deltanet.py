@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-import numpy as np
-
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .delta import FLA, add_mixer
-from .layers import add_ends, add_linear
+from .experts import half
+from .layers import add_attention, add_ends
 from .plan import Part, Plan
 
 MODEL_TYPES = ("gated_deltanet",)
 CLASSES = {"GatedDeltaNetForCausalLM": "gated_deltanet"}
+#: Keys of layers of attention, and what messages call them.
+_ATTENTION = {
+    key: f"attn.{key}" for key in ("num_heads", "num_kv_heads", "rope_theta", "window_size")
+}
 
 
 def plan(checkpoint: Checkpoint) -> Plan:
@@ -85,7 +88,8 @@ def attention_layers(config: Config) -> dict[int, Config]:
                 raise InvalidFile(
                     f"{config.path}: attn names layer {i} of {layers}, or names it twice"
                 )
-            found[i] = Config(config.path, values)
+            named = {f"attn.{key}": value for key, value in values.items()}
+            found[i] = Config(config.path, named, _ATTENTION)
     return found
 
 
@@ -96,12 +100,10 @@ def attention_keys(config: Config, attention: dict[int, Config]) -> dict[str, An
     layers, d_model = config.count("num_hidden_layers"), config.count("hidden_size")
     heads, key_heads, windows = [0] * layers, [0] * layers, [0] * layers
     for i, given in attention.items():
-        heads[i] = given.count("num_heads")
-        key_heads[i] = given.count("num_kv_heads", heads[i])
-        if heads[i] % key_heads[i] or d_model % (2 * heads[i]):
+        heads[i], key_heads[i] = given.multiple("num_heads", "num_kv_heads")
+        if d_model % (2 * heads[i]):
             raise InvalidFile(
-                f"{config.path}: {heads[i]} heads of attn do not go with its num_kv_heads "
-                f"{key_heads[i]} and hidden_size {d_model}"
+                f"{config.path}: {heads[i]} heads of attn do not go with hidden_size {d_model}"
             )
         windows[i] = 0 if given.get("window_size") is None else given.count("window_size")
     thetas = {given.number("rope_theta", 10000.0) for given in attention.values()}
@@ -121,16 +123,25 @@ def attention_keys(config: Config, attention: dict[int, Config]) -> dict[str, An
     return keys
 
 
-def _keys(config: Config) -> dict[str, Any]:
-    key_heads, d_key = config.count("num_heads", 6), config.count("head_dim", 256)
+def value_heads(config: Config, key_heads: int, d_key: int, expand: float) -> tuple[int, int]:
+    """Heads of values, and how many values each has. expand: of a silent config.
+
+    Raises InvalidFile where key heads do not share them evenly, or the values are no whole number.
+    """
     heads = config.count("num_v_heads", key_heads)
-    d_value = d_key * config.number("expand_v", 2)
+    d_value = d_key * config.number("expand_v", expand)
     if heads % key_heads or not d_value.is_integer():
         raise InvalidFile(
             f"{config.path}: {heads} value heads of {d_value} do not go with num_heads {key_heads}"
         )
+    return heads, int(d_value)
+
+
+def _keys(config: Config) -> dict[str, Any]:
+    key_heads, d_key = config.count("num_heads", 6), config.count("head_dim", 256)
+    heads, d_value = value_heads(config, key_heads, d_key, 2)
     keys = {
-        "ssm.inner_size": heads * int(d_value),
+        "ssm.inner_size": heads * d_value,
         "ssm.state_size": d_key,
         "ssm.group_count": key_heads,
         "ssm.time_step_rank": heads,
@@ -154,11 +165,8 @@ def _add_mixer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
 def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     keys, attn, blk = result.keys, f"model.layers.{i}.attn", f"blk.{i}"
     d_model = keys["embedding_length"]
-    shared = d_model // keys["attention.head_count"][i] * keys["attention.head_count_kv"][i]
-    for name, gguf, rows in (
-        ("q", "q", d_model), ("k", "k", shared), ("v", "v", shared), ("o", "output", d_model),
-    ):  # fmt: skip
-        add_linear(result, checkpoint, f"{attn}.{name}_proj", f"{blk}.attn_{gguf}", rows, d_model)
+    counts = keys["attention.head_count"][i], keys["attention.head_count_kv"][i]
+    add_attention(result, checkpoint, attn, blk, d_model, counts, d_model // counts[0])
 
 
 def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
@@ -174,8 +182,7 @@ def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     else:
         # Before its first release the library kept both in one matrix.
         fused = checkpoint.require(f"{layer}.mlp.gate_proj.weight", 2 * d_ff, d_model)
-        rows = np.arange(2 * d_ff).reshape(2, d_ff)
-        parts = {"gate": Part(fused, rows=rows[0]), "up": Part(fused, rows=rows[1])}
+        parts = {"gate": half(fused, d_ff, 0), "up": half(fused, d_ff, 1)}
     for name, part in parts.items():
         result.add(f"{blk}.ffn_{name}.weight", (d_ff, d_model), part)
     down = checkpoint.require(f"{layer}.mlp.down_proj.weight", d_model, d_ff)

@@ -7,7 +7,7 @@ from typing import Any
 from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
-from .experts import NAMES, half
+from .experts import NAMES, experts_used, half
 from .layers import (
     CONTEXT_LENGTH,
     add_attention,
@@ -18,6 +18,8 @@ from .layers import (
     head_width,
     layer_types,
     periodic,
+    refuse_attention_only,
+    remark_inner_size,
 )
 from .mamba2 import add_mixer, remark_limit
 from .plan import Plan
@@ -49,11 +51,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         **(_mlp_keys(config) if bamba else _granite_keys(config)),
     }
     result = Plan("granitehybrid", keys)
-    if keys["ssm.inner_size"] != 2 * d_model:
-        result.remark(
-            f"for keelback only: the inner size {keys['ssm.inner_size']} is not twice the hidden "
-            f"size {d_model}"
-        )
+    remark_inner_size(result)
     remark_limit(result, config)
     last = "model.final_layernorm.weight" if bamba else "model.norm.weight"
     add_ends(result, checkpoint, "model.embed_tokens.weight", last)
@@ -75,10 +73,7 @@ def _attention_keys(config: Config, d_model: int) -> dict[str, Any]:
     heads, key_heads = head_counts(config)
     head_width(config, d_model, heads)
     layers = _layer_types(config)
-    if all(layers):
-        raise UnsupportedModel(
-            f"{config.path}: all layers are attention; keelback runs models with recurrent layers"
-        )
+    refuse_attention_only(config, layers)
     return {
         "attention.head_count": heads,
         "attention.head_count_kv": [key_heads if attention else 0 for attention in layers],
@@ -91,12 +86,9 @@ def _layer_types(config: Config) -> list[bool]:
     types = layer_types(config)
     if types is not None:
         return [kind == "full_attention" for kind in types]
-    indices = config.get("attn_layer_indices", [])
-    if not isinstance(indices, list) or any(type(i) is not int for i in indices):
-        raise InvalidFile(f"{config.path}: attn_layer_indices is no list of whole numbers")
-    if not indices and config.get("attn_layer_period") is not None:
-        indices = periodic(config, "attn", 1, 0)
-    chosen = set(indices)
+    chosen = config.places("attn_layer_indices")
+    if not chosen and config.get("attn_layer_period") is not None:
+        chosen = set(periodic(config, "attn", 1, 0))
     return [i in chosen for i in range(count)]
 
 
@@ -171,12 +163,8 @@ def _mlp_keys(config: Config) -> dict[str, Any]:
 def _granite_keys(config: Config) -> dict[str, Any]:
     """Multipliers and experts; a model without experts has only what others share."""
     shared = config.count("shared_intermediate_size", 1024)
-    experts = 0 if config.get("num_local_experts", 8) == 0 else config.count("num_local_experts", 8)
-    used = config.count("num_experts_per_tok", 2) if experts else 0
-    if used > experts:
-        raise InvalidFile(
-            f"{config.path}: num_experts_per_tok is {used}, more than num_local_experts {experts}"
-        )
+    experts = config.count("num_local_experts", 8, least=0)
+    used = experts_used(config, experts, 2) if experts else 0
     return {
         **{ours: config.number(theirs, 1.0) for theirs, ours in _SCALES.items()},
         "feed_forward_length": config.count("intermediate_size", 11008) if experts else shared,

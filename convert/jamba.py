@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config
-from .experts import NAMES, add_experts
+from .experts import NAMES, add_experts, experts_used
 from .layers import (
     add_attention,
     add_ends,
@@ -18,6 +17,7 @@ from .layers import (
     head_counts,
     head_width,
     periodic,
+    remark_inner_size,
 )
 from .mamba import add_mixer
 from .plan import Plan
@@ -42,11 +42,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         **_expert_keys(config),
     }
     result = Plan("jamba", keys)
-    if keys["ssm.inner_size"] != 2 * d_model:
-        result.remark(
-            f"for keelback only: the inner size {keys['ssm.inner_size']} is not twice the hidden "
-            f"size {d_model}"
-        )
+    remark_inner_size(result)
     add_ends(result, checkpoint, "model.embed_tokens.weight", "model.final_layernorm.weight")
     # One expert needs no router.
     chosen = periodic(config, "expert", 2, 1) if keys["expert_count"] > 1 else []
@@ -79,19 +75,16 @@ def _mixer_keys(config: Config, d_model: int) -> dict[str, Any]:
 
 
 def _expert_keys(config: Config) -> dict[str, Any]:
-    experts, used = config.count("num_experts", 16), config.count("num_experts_per_tok", 2)
-    if 1 < experts < used:
-        raise InvalidFile(
-            f"{config.path}: num_experts_per_tok is {used}, and there are {experts} experts"
-        )
-    # llama.cpp loads no file that uses more experts than there are.
-    return {"expert_count": experts, "expert_used_count": min(used, experts)}
+    experts = config.count("num_experts", 16)
+    # One alone is an MLP, of which config may say to use several.
+    used = experts_used(config, experts, 2) if experts > 1 else 1
+    return {"expert_count": experts, "expert_used_count": used}
 
 
 def _add_norms(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     layer, blk, d_model = f"model.layers.{i}", f"blk.{i}", result.keys["embedding_length"]
     add_norm(result, checkpoint, f"{layer}.input_layernorm", f"{blk}.attn_norm", d_model)
-    second = _found(checkpoint, f"{layer}.pre_ff_layernorm", f"{layer}.pre_moe_layernorm")
+    second = checkpoint.first(f"{layer}.pre_ff_layernorm", f"{layer}.pre_moe_layernorm")
     add_norm(result, checkpoint, second, f"{blk}.ffn_norm", d_model)
 
 
@@ -101,7 +94,7 @@ def _add_recurrence(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     d_state, rank = result.keys["ssm.state_size"], result.keys["ssm.time_step_rank"]
     for part, width in (("dt", rank), ("b", d_state), ("c", d_state)):
         names = (f"{mixer}.{spelling}_layernorm" for spelling in (part, part.upper()))
-        add_norm(result, checkpoint, _found(checkpoint, *names), f"{blk}.ssm_{part}_norm", width)
+        add_norm(result, checkpoint, checkpoint.first(*names), f"{blk}.ssm_{part}_norm", width)
 
 
 def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
@@ -115,26 +108,17 @@ def _add_mlp(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     places = [f"model.layers.{i}.{name}" for name in ("feed_forward", "moe")]
     # Early releases call an MLP the first and only of a layer's experts.
     places += [f"{place}.experts.0" for place in places]
-    mlp = _found(checkpoint, *(f"{place}.down_proj" for place in places)).rpartition(".")[0]
+    mlp = checkpoint.first(*(f"{place}.down_proj" for place in places)).rpartition(".")[0]
     d_model, d_ff = result.keys["embedding_length"], result.keys["feed_forward_length"]
     add_mlp(result, checkpoint, mlp, f"blk.{i}", d_ff, d_model, NAMES)
 
 
 def _add_experts(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     places = (f"model.layers.{i}.{name}" for name in ("feed_forward", "moe"))
-    router = _found(checkpoint, *(f"{place}.router" for place in places))
+    router = checkpoint.first(*(f"{place}.router" for place in places))
     keys, experts = result.keys, f"{router.rpartition('.')[0]}.experts"
     count, d_model, d_ff = (
         keys[key] for key in ("expert_count", "embedding_length", "feed_forward_length")
     )
     add_linear(result, checkpoint, router, f"blk.{i}.ffn_gate_inp", count, d_model)
     add_experts(result, checkpoint, f"blk.{i}", experts, count, d_ff, d_model)
-
-
-def _found(checkpoint: Checkpoint, *names: str) -> str:
-    """The first of the names that a matrix or a norm has; the first of all where none has one.
-
-    Early releases of the model have other names than transformers.
-    """
-    there = (name for name in names if checkpoint.find(f"{name}.weight") is not None)
-    return next(there, names[0])

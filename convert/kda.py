@@ -12,18 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.errors import InvalidFile, UnsupportedModel
+from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config
-from .experts import NAMES, add_experts, expert_groups
-from .layers import add_linear, add_mlp, add_norm
+from .experts import NAMES, NUMBERED, add_experts, expert_groups
+from .layers import add_linear, add_mlp, add_norm, refuse_attention_only
 from .plan import Part, Plan, negative_exp
 from .source import Transposed
 
 #: The epsilon that transformers has in the norms of queries, keys and latent rows.
 _EPS = 1e-6
-#: What experts are called by the authors of Kimi Linear.
-_KIMI_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 _SIGMOID = 2
 #: What the authors of both call keys of transformers.
 AUTHORS_KEYS = {
@@ -61,10 +59,7 @@ def model_keys(checkpoint: Checkpoint, delta: Delta) -> dict[str, Any]:
     layers, heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
     latent, turned = config.count("kv_lora_rank"), config.count("qk_rope_head_dim")
     attends = [_mixer_of(checkpoint, i)[1] for i in range(layers)]
-    if all(attends):
-        raise UnsupportedModel(
-            f"{config.path}: all layers are attention; keelback runs models with recurrent layers"
-        )
+    refuse_attention_only(config, attends)
     keys: dict[str, Any] = {
         "context_length": config.count("max_position_embeddings"),
         "embedding_length": config.count("hidden_size"),
@@ -167,7 +162,7 @@ def add_mixer(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, delta:
     steps = delta.heads * d_key
     result.add(f"{blk}.ssm_dt.bias", (steps,), checkpoint.require(f"{mixer}.dt_bias", steps))
     add_norm(result, checkpoint, f"{mixer}.o_norm", f"{blk}.ssm_norm", delta.d_value)
-    out = _first(checkpoint, f"{mixer}.o_proj", f"{mixer}.dense")
+    out = checkpoint.first(f"{mixer}.o_proj", f"{mixer}.dense")
     add_linear(result, checkpoint, out, f"{blk}.attn_output", d_model, d_inner)
 
 
@@ -204,7 +199,7 @@ def _add_attention(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str, h
     result.add(f"{blk}.attn_k_b.weight", (heads, latent, plain), Transposed(both, heads, plain))
     rows = np.arange(heads * (plain + d_value)).reshape(heads, -1)[:, plain:].reshape(-1)
     result.add(f"{blk}.attn_v_b.weight", (heads, d_value, latent), Part(both, rows=rows))
-    out = _first(checkpoint, f"{mixer}.o_proj", f"{mixer}.dense").removeprefix(f"{mixer}.")
+    out = checkpoint.first(f"{mixer}.o_proj", f"{mixer}.dense").removeprefix(f"{mixer}.")
     linear(out, "attn_output", d_model, heads * d_value)
 
 
@@ -213,7 +208,7 @@ def _add_feed_forward(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     keys, blk, layer = result.keys, f"blk.{i}", f"model.layers.{i}"
     d_model, moe = keys["embedding_length"], _router_of(checkpoint, i)
     if moe is None:
-        gate = _first(checkpoint, f"{layer}.mlp.gate_proj", f"{layer}.block_sparse_moe.gate_proj")
+        gate = checkpoint.first(f"{layer}.mlp.gate_proj", f"{layer}.block_sparse_moe.gate_proj")
         mlp, width = gate.rpartition(".")[0], keys["feed_forward_length"]
         add_mlp(result, checkpoint, mlp, blk, width, d_model, NAMES)
         return
@@ -223,7 +218,7 @@ def _add_feed_forward(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     name = next((name for name in names if checkpoint.find(name)), names[0])
     result.add(f"{blk}.exp_probs_b.bias", (experts,), checkpoint.require(name, experts))
     kimi = checkpoint.find(f"{moe}.experts.0.w1.weight") is not None
-    spelled = _KIMI_NAMES if kimi else NAMES
+    spelled = NUMBERED if kimi else NAMES
     add_experts(result, checkpoint, blk, f"{moe}.experts", experts, width, d_model, spelled)
     shared, width = f"{moe}.shared_experts", width * keys["expert_shared_count"]
     add_mlp(result, checkpoint, shared, blk, width, d_model, NAMES, "_shexp")
@@ -248,7 +243,7 @@ def _mixer_of(checkpoint: Checkpoint, i: int) -> tuple[str, bool]:
     for name in names:
         if checkpoint.find(f"{name}.kv_a_proj_with_mqa.weight"):
             return name, True
-    name = _first(checkpoint, *(f"{name}.b_proj" for name in names))
+    name = checkpoint.first(*(f"{name}.b_proj" for name in names))
     # A layer that is not there ends it, however many config speaks of.
     checkpoint.require(f"{name}.weight")
     return name.rpartition(".")[0], False
@@ -258,8 +253,3 @@ def _router_of(checkpoint: Checkpoint, i: int) -> str | None:
     """What the tensors of a layer's experts begin with, or None where it has none."""
     names = [f"model.layers.{i}.{name}" for name in ("mlp", "block_sparse_moe")]
     return next((name for name in names if checkpoint.find(f"{name}.gate.weight")), None)
-
-
-def _first(checkpoint: Checkpoint, *names: str) -> str:
-    """The first of some names that a matrix has; the very first where there is none."""
-    return next((name for name in names if checkpoint.find(f"{name}.weight")), names[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -61,26 +61,58 @@ def periodic(config: Config, kind: str, period: int, offset: int) -> list[int]:
     return list(range(offset, config.count("num_hidden_layers"), period))
 
 
-def head_counts(config: Config) -> tuple[int, int]:
-    """Heads of queries and heads of keys, which those share evenly."""
-    heads = config.count("num_attention_heads", 32)
-    key_heads = config.count("num_key_value_heads", heads)
-    if heads % key_heads:
-        raise InvalidFile(
-            f"{config.path}: num_attention_heads is {heads}, which does not go with "
-            f"num_key_value_heads {key_heads}"
+def refuse_attention_only(config: Config, attends: Iterable[bool]) -> None:
+    """Raise UnsupportedModel where all layers are of attention."""
+    if all(attends):
+        raise UnsupportedModel(
+            f"{config.path}: all layers are attention; keelback runs models with recurrent layers"
         )
-    return heads, key_heads
+
+
+def head_counts(config: Config, heads: int = 32, key_heads: int | None = None) -> tuple[int, int]:
+    """Heads of queries and heads of keys, which those share evenly.
+
+    heads, key_heads: of a silent config. Raises InvalidFile where they cannot be shared so.
+    """
+    return config.multiple("num_attention_heads", "num_key_value_heads", heads, key_heads)
+
+
+def head_length(config: Config, heads: int) -> int:
+    """Values of a head: `head_dim`, or where config has none an even share of hidden_size.
+
+    Raises InvalidFile where there are no even shares.
+    """
+    if config.get("head_dim") is not None:
+        return config.count("head_dim")
+    d_model = config.count("hidden_size")
+    if d_model % heads:
+        raise InvalidFile(
+            f"{config.path}: num_attention_heads is {heads}, which does not divide hidden_size "
+            f"{d_model}"
+        )
+    return d_model // heads
 
 
 def head_width(config: Config, d_model: int, heads: int) -> int:
-    """Values of a head, in architectures that know only hidden_size / num_attention_heads."""
+    """Values of a head, in architectures that know only hidden_size / num_attention_heads.
+
+    Raises UnsupportedModel for another head_dim.
+    """
     if d_model % heads or config.count("head_dim", d_model // heads) != d_model // heads:
         raise UnsupportedModel(
             f"{config.path}: head_dim is {config.get('head_dim')}, and this architecture knows "
             f"only hidden_size / num_attention_heads, {d_model} / {heads}"
         )
     return d_model // heads
+
+
+def remark_inner_size(result: Plan) -> None:
+    """llama.cpp knows recurrences of twice the hidden size."""
+    d_model, d_inner = result.keys["embedding_length"], result.keys["ssm.inner_size"]
+    if d_inner != 2 * d_model:
+        result.remark(
+            f"for keelback only: the inner size {d_inner} is not twice the hidden size {d_model}"
+        )
 
 
 def add_linear(
@@ -130,20 +162,23 @@ def add_attention(
     heads: tuple[int, int],
     d_head: int,
     paired: int = 0,
+    output: str = "o_proj",
 ) -> None:
     """Projections of attention, whose names begin with `hf` in the checkpoint.
 
     heads: of queries, and of keys. paired: how many values of every head of both have the rotary
-    pairs (i, i + paired / 2) laid side by side.
+    pairs (i, i + paired / 2) laid side by side. output: what the last one is called.
     """
-    for name, count in zip("qkvo", (*heads, heads[1], heads[0]), strict=True):
-        shape = (d_model, count * d_head) if name == "o" else (count * d_head, d_model)
-        target, order = f"{blk}.attn_{'output' if name == 'o' else name}", None
+    for name, count in zip("qkv", (*heads, heads[1]), strict=True):
+        rows, order = count * d_head, None
         if paired and name in "qk":
             # First of all: what config says of sizes is true only if the tensor has them.
-            checkpoint.require(f"{hf}.{name}_proj.weight", *shape)
+            checkpoint.require(f"{hf}.{name}_proj.weight", rows, d_model)
             order = side_by_side(count, d_head, paired)
-        add_linear(result, checkpoint, f"{hf}.{name}_proj", target, *shape, order)
+        theirs, ours = f"{hf}.{name}_proj", f"{blk}.attn_{name}"
+        add_linear(result, checkpoint, theirs, ours, rows, d_model, order)
+    inner = heads[0] * d_head
+    add_linear(result, checkpoint, f"{hf}.{output}", f"{blk}.attn_output", d_model, inner)
 
 
 def add_mlp(

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..kernels.errors import InvalidFile, UnsupportedModel
+from ..kernels.errors import UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
-from .experts import NAMES, add_experts
-from .layers import add_ends, add_linear, add_mlp, add_norm, layer_types
+from .experts import NAMES, NUMBERED, add_experts, experts_used
+from .layers import (
+    add_attention,
+    add_ends,
+    add_linear,
+    add_mlp,
+    add_norm,
+    head_counts,
+    head_length,
+    layer_types,
+)
 from .plan import Part, Plan
 from .rope import rope_keys
 
@@ -17,8 +26,6 @@ MODEL_TYPES = ("lfm2", "lfm2_moe")
 SPELLINGS = {"tie_word_embeddings": "tie_embedding"}
 
 _KINDS = {"full_attention": ("full_attention",), "conv": ("conv",)}
-#: What the matrices of an MLP are called; where experts are stacked, they have the common names.
-_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 #: The value of `expert_gating_func` for sigmoids.
 _SIGMOID = 2
 
@@ -54,14 +61,8 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def _attention_keys(config: Config) -> dict[str, Any]:
-    d_model, heads = config.count("hidden_size"), config.count("num_attention_heads", 32)
-    key_heads = config.count("num_key_value_heads", 8)
-    d_head = config.count("head_dim", max(1, d_model // heads))
-    if heads % key_heads or (config.get("head_dim") is None and d_model % heads):
-        raise InvalidFile(
-            f"{config.path}: num_attention_heads is {heads}, which does not go with "
-            f"num_key_value_heads {key_heads} and hidden_size {d_model}"
-        )
+    heads, key_heads = head_counts(config, 32, 8)
+    d_head = head_length(config, heads)
     rope = rope_keys(config, d_head, 1e6)
     # Whole heads are turned, which llama.cpp takes for granted.
     del rope["rope.dimension_count"]
@@ -79,10 +80,7 @@ def _attends(config: Config) -> list[bool]:
     types, layers = layer_types(config, _KINDS), range(config.count("num_hidden_layers"))
     if types is not None:
         return [kind == "full_attention" for kind in types]
-    chosen = config.get("full_attn_idxs", list(layers))
-    if not isinstance(chosen, list) or any(type(i) is not int for i in chosen):
-        raise InvalidFile(f"{config.path}: full_attn_idxs is no list of whole numbers")
-    places = set(chosen)
+    places = config.places("full_attn_idxs", layers)
     return [i in places for i in layers]
 
 
@@ -95,19 +93,14 @@ def _mlp_keys(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _expert_keys(config: Config) -> dict[str, Any]:
-    experts, used = config.count("num_experts", 32), config.count("num_experts_per_tok", 4)
-    if used > experts:
-        raise InvalidFile(
-            f"{config.path}: num_experts_per_tok is {used}, more than num_experts {experts}"
-        )
-    dense = 0 if config.get("num_dense_layers") == 0 else config.count("num_dense_layers", 2)
+    experts = config.count("num_experts", 32)
     keys: dict[str, Any] = {
         "feed_forward_length": config.count("intermediate_size", 7168),
         "expert_feed_forward_length": config.count("moe_intermediate_size", 1792),
         "expert_count": experts,
-        "expert_used_count": used,
+        "expert_used_count": experts_used(config, experts, 4),
         "expert_gating_func": _SIGMOID,
-        "leading_dense_block_count": dense,
+        "leading_dense_block_count": config.count("num_dense_layers", 2, least=0),
     }
     # Keys that llama.cpp does not read for this model: only where they say anything.
     if (scale := config.number("routed_scaling_factor", 1.0)) != 1:
@@ -138,20 +131,18 @@ def _add_layer(result: Plan, checkpoint: Checkpoint, i: int) -> None:
         _add_experts(result, checkpoint, i)
     else:
         d_ff = result.keys["feed_forward_length"]
-        add_mlp(result, checkpoint, _mlp(i), blk, d_ff, d_model, _NAMES)
+        add_mlp(result, checkpoint, _mlp(i), blk, d_ff, d_model, NUMBERED)
 
 
 def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     keys, attn, blk = result.keys, f"model.layers.{i}.self_attn", f"blk.{i}"
     d_model, heads = keys["embedding_length"], keys["attention.head_count"]
     d_head = keys.get("attention.key_length", d_model // heads)
-    inner, shared = heads * d_head, keys["attention.head_count_kv"][i] * d_head
-    for name, rows in (("q", inner), ("k", shared), ("v", shared)):
-        add_linear(result, checkpoint, f"{attn}.{name}_proj", f"{blk}.attn_{name}", rows, d_model)
-    add_linear(result, checkpoint, f"{attn}.out_proj", f"{blk}.attn_output", d_model, inner)
+    counts = heads, keys["attention.head_count_kv"][i]
+    add_attention(result, checkpoint, attn, blk, d_model, counts, d_head, output="out_proj")
     for name in "qk":
         add_norm(result, checkpoint, f"{attn}.{name}_layernorm", f"{blk}.attn_{name}_norm", d_head)
-    if inner != d_model:
+    if heads * d_head != d_model:
         result.remark(
             f"for keelback only: {heads} heads of {d_head} do not make the hidden size {d_model}"
         )
@@ -173,7 +164,7 @@ def _add_experts(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     add_linear(result, checkpoint, f"{_mlp(i)}.gate", f"{blk}.ffn_gate_inp", experts, d_model)
     width, prefix = keys["expert_feed_forward_length"], f"{_mlp(i)}.experts"
     stacked = checkpoint.find(f"{prefix}.down_proj") is not None
-    names = NAMES if stacked else _NAMES
+    names = NAMES if stacked else NUMBERED
     add_experts(result, checkpoint, blk, prefix, experts, width, d_model, names)
     # llama.cpp demands what is added for the choice, so a missing one becomes zeros.
     bias = None

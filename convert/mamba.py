@@ -6,7 +6,7 @@ import math
 
 from .checkpoint import Checkpoint
 from .config import Config
-from .layers import CONTEXT_LENGTH, add_conv, add_ends, add_projection_biases
+from .layers import CONTEXT_LENGTH, add_conv, add_ends, add_projection_biases, remark_inner_size
 from .mamba_ssm import FLA_KEYS, add_layer, layer_keys
 from .plan import Part, Plan, negative_exp
 
@@ -34,10 +34,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         "ssm.state_size": config.count("state_size", 16), "ssm.time_step_rank": rank,
     }  # fmt: skip
     result = Plan("mamba", keys)
-    if d_inner != 2 * d_model:
-        result.remark(
-            f"for keelback only: the inner size {d_inner} is not twice the hidden size {d_model}"
-        )
+    remark_inner_size(result)
     _add_inner_norms(result, config)
     add_ends(result, checkpoint, "model.embeddings.weight", "model.norm_f.weight")
     for i in range(layers):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config
-from .layers import CONTEXT_LENGTH, add_conv, add_ends, add_projection_biases
+from .layers import CONTEXT_LENGTH, add_conv, add_ends, add_projection_biases, remark_inner_size
 from .mamba_ssm import FLA_KEYS, add_layer, layer_keys
 from .plan import Part, Plan, negative_exp
 
@@ -21,11 +20,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
     config = checkpoint.config
     config.one_of("hidden_act", "silu", "silu", "swish")
     d_model, layers = config.count("hidden_size"), config.count("num_hidden_layers")
-    heads, groups = config.count("num_heads", 128), config.count("n_groups", 8)
-    if heads % groups:
-        raise InvalidFile(
-            f"{config.path}: num_heads is {heads}, which is no multiple of n_groups ({groups})"
-        )
+    heads, groups = config.multiple("num_heads", "n_groups", 128, 8)
     d_inner = heads * config.count("head_dim", 64)
     keys = {
         "context_length": CONTEXT_LENGTH, "embedding_length": d_model, "block_count": layers,
@@ -36,10 +31,7 @@ def plan(checkpoint: Checkpoint) -> Plan:
         "ssm.group_count": groups,
     }  # fmt: skip
     result = Plan("mamba2", keys)
-    if d_inner != 2 * d_model:
-        result.remark(
-            f"for keelback only: the inner size {d_inner} is not twice the hidden size {d_model}"
-        )
+    remark_inner_size(result)
     remark_limit(result, config)
     add_ends(result, checkpoint, "model.embeddings.weight", "model.norm_f.weight")
     for i in range(layers):

@@ -25,15 +25,15 @@ _MULTIPLE = 128
 
 
 def layer_keys(config: Config) -> dict[str, Any]:
-    """Keys for what stands in a layer beside its Mamba mixer, or in its place."""
-    keys: dict[str, Any] = {"feed_forward_length": 0, "attention.head_count": 0}
-    if config.get("d_intermediate", 0) != 0:
-        keys["feed_forward_length"] = -(-config.count("d_intermediate") // _MULTIPLE) * _MULTIPLE
-    chosen = config.get("attn_layer_idx", [])
-    if not isinstance(chosen, list) or any(type(i) is not int for i in chosen):
-        raise InvalidFile(f"{config.path}: attn_layer_idx is no list of whole numbers")
+    """Keys for what stands in a layer beside its Mamba mixer, or in its place.
+
+    Raises UnsupportedModel for attention that is not causal, InvalidFile for numbers that do not
+    go together.
+    """
+    d_ff = -(-config.count("d_intermediate", 0, least=0) // _MULTIPLE) * _MULTIPLE
+    keys: dict[str, Any] = {"feed_forward_length": d_ff, "attention.head_count": 0}
     layers = range(config.count("num_hidden_layers"))
-    attention = {i for i in chosen if i in layers}
+    attention = {i for i in config.places("attn_layer_idx") if i in layers}
     return keys | (_attention_keys(config, attention) if attention else {})
 
 
@@ -43,13 +43,8 @@ def _attention_keys(config: Config, attention: set[int]) -> dict[str, Any]:
             f"{config.path}: attn_cfg.causal is not true, so that tokens see those behind them; "
             "take a causal language model"
         )
-    d_model, heads = config.count("hidden_size"), config.count("attn_cfg.num_heads")
-    key_heads = config.count("attn_cfg.num_heads_kv", heads)
-    if heads % key_heads:
-        raise InvalidFile(
-            f"{config.path}: attn_cfg.num_heads is {heads}, which is no multiple of num_heads_kv "
-            f"({key_heads})"
-        )
+    d_model = config.count("hidden_size")
+    heads, key_heads = config.multiple("attn_cfg.num_heads", "attn_cfg.num_heads_kv")
     d_head = config.count("attn_cfg.head_dim", max(1, d_model // heads))
     layers = range(config.count("num_hidden_layers"))
     keys: dict[str, Any] = {
@@ -59,10 +54,10 @@ def _attention_keys(config: Config, attention: set[int]) -> dict[str, Any]:
     }  # fmt: skip
     if config.get("attn_cfg.softmax_scale") is not None:
         keys["attention.scale"] = config.number("attn_cfg.softmax_scale")
-    if config.get("attn_cfg.d_conv", 0) != 0:
-        keys["shortconv.l_cache"] = config.count("attn_cfg.d_conv")
-    if config.get("attn_cfg.rotary_emb_dim", 0) != 0:
-        keys["rope.dimension_count"] = turned = config.count("attn_cfg.rotary_emb_dim")
+    if taps := config.count("attn_cfg.d_conv", 0, least=0):
+        keys["shortconv.l_cache"] = taps
+    if turned := config.count("attn_cfg.rotary_emb_dim", 0, least=0):
+        keys["rope.dimension_count"] = turned
         keys["rope.freq_base"] = config.number("attn_cfg.rotary_emb_base", 10000.0)
         if turned % 2 or turned > d_head:
             raise InvalidFile(

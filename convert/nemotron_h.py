@@ -114,12 +114,7 @@ def _attention_keys(config: Config, kinds: list[str]) -> dict[str, Any]:
 
 
 def _mixer_keys(config: Config) -> dict[str, Any]:
-    heads, groups = config.count("mamba_num_heads", 128), config.count("n_groups", 8)
-    if heads % groups:
-        raise InvalidFile(
-            f"{config.path}: mamba_num_heads is {heads}, which is no multiple of n_groups "
-            f"({groups})"
-        )
+    heads, groups = config.multiple("mamba_num_heads", "n_groups", 128, 8)
     return {
         "ssm.conv_kernel": config.count("conv_kernel", 4),
         "ssm.inner_size": heads * config.count("mamba_head_dim", 64),

@@ -10,12 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config
 from .delta import FLA, add_mixer, tiled
 from .experts import NAMES
-from .layers import add_ends, add_linear, add_mlp, add_norm, layer_types
+from .layers import (
+    add_attention,
+    add_ends,
+    add_mlp,
+    add_norm,
+    head_counts,
+    head_length,
+    layer_types,
+)
 from .plan import Part, Plan
 from .rope import rope_keys, rope_of
 from .source import Source, rows_of
@@ -65,14 +72,8 @@ def _every_fourth(layers: int) -> list[str]:
 
 
 def _attention_keys(config: Config, kinds: list[str]) -> dict[str, Any]:
-    d_model, heads = config.count("hidden_size"), config.count("num_attention_heads", 30)
-    key_heads = config.count("num_key_value_heads", heads)
-    if heads % key_heads or (config.get("head_dim") is None and d_model % heads):
-        raise InvalidFile(
-            f"{config.path}: num_attention_heads is {heads}, which does not go with "
-            f"num_key_value_heads {key_heads} and hidden_size {d_model}"
-        )
-    d_head = config.count("head_dim", d_model // heads)
+    heads, key_heads = head_counts(config, 30)
+    d_head = head_length(config, heads)
     return {
         "attention.head_count": heads,
         "attention.head_count_kv": [key_heads if k == "full_attention" else 0 for k in kinds],
@@ -98,15 +99,10 @@ def _turns(config: Config) -> bool:
 
 def _mixer_keys(config: Config) -> dict[str, Any]:
     heads = config.count("num_attention_heads", 30)
-    key_heads = config.count("linear_num_key_heads", heads)
-    heads = config.count("linear_num_value_heads", heads)
+    names = "linear_num_value_heads", "linear_num_key_heads"
+    heads, key_heads = config.multiple(*names, heads, heads)
     d_key = int(0.75 * config.count("hidden_size") / key_heads)
     d_key = config.count("linear_key_head_dim", d_key)
-    if heads % key_heads:
-        raise InvalidFile(
-            f"{config.path}: linear_num_value_heads is {heads}, which is no multiple of "
-            f"linear_num_key_heads ({key_heads})"
-        )
     return {
         "ssm.conv_kernel": config.count("linear_conv_kernel_dim", 4),
         "ssm.inner_size": heads * config.count("linear_value_head_dim", 2 * d_key),
@@ -121,8 +117,8 @@ def _add_layer(result: Plan, checkpoint: Checkpoint, i: int, kind: str) -> None:
     keys, layer, blk = result.keys, f"model.layers.{i}", f"blk.{i}"
     d_model = keys["embedding_length"]
     for gguf, names in _NORMS[kind].items():
-        found = [n for n in names if checkpoint.find(f"{layer}.{n}.weight") is not None]
-        add_norm(result, checkpoint, f"{layer}.{(*found, *names)[0]}", f"{blk}.{gguf}", d_model)
+        theirs = checkpoint.first(*(f"{layer}.{name}" for name in names))
+        add_norm(result, checkpoint, theirs, f"{blk}.{gguf}", d_model)
     if kind == "full_attention":
         _add_attention(result, checkpoint, i)
     else:
@@ -136,13 +132,11 @@ def _add_layer(result: Plan, checkpoint: Checkpoint, i: int, kind: str) -> None:
 def _add_attention(result: Plan, checkpoint: Checkpoint, i: int) -> None:
     keys, attn, blk = result.keys, f"model.layers.{i}.self_attn", f"blk.{i}"
     d_model, d_head = keys["embedding_length"], keys["attention.key_length"]
-    inner = d_head * keys["attention.head_count"]
-    shared = d_head * keys["attention.head_count_kv"][i]
-    for name, rows in (("q", inner), ("k", shared), ("v", shared)):
-        add_linear(result, checkpoint, f"{attn}.{name}_proj", f"{blk}.attn_{name}", rows, d_model)
-    add_linear(result, checkpoint, f"{attn}.o_proj", f"{blk}.attn_output", d_model, inner)
-    for name, width in (("q", inner), ("k", shared)):
-        add_norm(result, checkpoint, f"{attn}.{name}_norm", f"{blk}.attn_{name}_norm", width)
+    counts = keys["attention.head_count"], keys["attention.head_count_kv"][i]
+    add_attention(result, checkpoint, attn, blk, d_model, counts, d_head)
+    for name, count in zip("qk", counts, strict=True):
+        hf, gguf = f"{attn}.{name}_norm", f"{blk}.attn_{name}_norm"
+        add_norm(result, checkpoint, hf, gguf, count * d_head)
 
 
 def _add_conv(result: Plan, checkpoint: Checkpoint, mixer: str, blk: str) -> None:

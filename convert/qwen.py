@@ -10,8 +10,17 @@ from ..kernels.errors import InvalidFile, UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config
 from .delta import add_mixer
-from .experts import NAMES, add_experts
-from .layers import add_ends, add_linear, add_mlp, add_norm, layer_types, plus_one
+from .experts import NAMES, add_experts, experts_used
+from .layers import (
+    add_ends,
+    add_linear,
+    add_mlp,
+    add_norm,
+    head_counts,
+    layer_types,
+    plus_one,
+    refuse_attention_only,
+)
 from .plan import Part, Plan
 from .rope import rope_keys, rope_of
 
@@ -73,10 +82,7 @@ def _layer_keys(config: Config) -> dict[str, Any]:
         recurrent = [(i + 1) % interval != 0 for i in range(layers)]
     else:
         recurrent = [kind == "linear_attention" for kind in types]
-    if not any(recurrent):
-        raise UnsupportedModel(
-            f"{config.path}: all layers are attention; keelback runs models with recurrent layers"
-        )
+    refuse_attention_only(config, (not each for each in recurrent))
     return {
         "block_count": layers, "full_attention_interval": interval,
         "attention.recurrent_layers": recurrent,
@@ -84,14 +90,8 @@ def _layer_keys(config: Config) -> dict[str, Any]:
 
 
 def _attention_keys(config: Config, name: str) -> dict[str, Any]:
-    heads = config.count("num_attention_heads", 16)
-    key_heads = config.count("num_key_value_heads", 4 if name == "qwen35" else 2)
+    heads, key_heads = head_counts(config, 16, 4 if name == "qwen35" else 2)
     d_head = config.count("head_dim", 256)
-    if heads % key_heads:
-        raise InvalidFile(
-            f"{config.path}: num_attention_heads is {heads}, which does not go with "
-            f"num_key_value_heads {key_heads}"
-        )
     keys = {
         "attention.head_count": heads, "attention.head_count_kv": key_heads,
         "attention.key_length": d_head, "attention.value_length": d_head,
@@ -107,13 +107,7 @@ def _attention_keys(config: Config, name: str) -> dict[str, Any]:
 
 
 def _mixer_keys(config: Config) -> dict[str, Any]:
-    key_heads = config.count("linear_num_key_heads", 16)
-    heads = config.count("linear_num_value_heads", 32)
-    if heads % key_heads:
-        raise InvalidFile(
-            f"{config.path}: linear_num_value_heads is {heads}, which linear_num_key_heads "
-            f"{key_heads} does not divide"
-        )
+    heads, key_heads = config.multiple("linear_num_value_heads", "linear_num_key_heads", 32, 16)
     return {
         "ssm.conv_kernel": config.count("linear_conv_kernel_dim", 4),
         "ssm.state_size": config.count("linear_key_head_dim", 128),
@@ -135,14 +129,9 @@ def _mlp_keys(config: Config, name: str) -> dict[str, Any]:
     if not config.flag("norm_topk_prob", True):
         raise UnsupportedModel(f"{config.path}: norm_topk_prob is false; keelback runs it true")
     experts = config.count("num_experts", 512 if next_ else 256)
-    used = config.count("num_experts_per_tok", 10 if next_ else 8)
-    if used > experts:
-        raise InvalidFile(
-            f"{config.path}: num_experts_per_tok is {used}, more than num_experts {experts}"
-        )
     keys = {
         "expert_count": experts,
-        "expert_used_count": used,
+        "expert_used_count": experts_used(config, experts, 10 if next_ else 8),
         "expert_feed_forward_length": config.count("moe_intermediate_size", 512),
         "expert_shared_feed_forward_length": config.count("shared_expert_intermediate_size", 512),
     }

@@ -119,7 +119,7 @@ def attention(**changes: Any) -> dict[str, Any]:
         (attention(mlp_dim=256), r"attn_cfg\.mlp_dim is 256; keelback runs models without it"),
         (attention(rotary_emb_interleaved=True), "rotary_emb_interleaved is True"),
         (attention(rotary_emb_dim=18), r"rotary_emb_dim is 18, which is no even part of heads"),
-        (attention(num_heads_kv=2), r"num_heads is 3, which is no multiple of num_heads_kv \(2"),
+        (attention(num_heads_kv=2), r"num_heads is 3, not a multiple of attn_cfg\.num_heads_kv 2"),
         (attention(d_conv=0), r"conv1d\.\w+ among them"),
         (attention(softmax_scale=-1), r"attn_cfg\.softmax_scale is -1"),
         ({"d_intermediate": 64}, r"lacks the tensor backbone\.layers\.0\.norm2"),
