@@ -12,7 +12,8 @@ from .hyperparameters import Hyperparameters
 def layers_of(p: Hyperparameters, w: Any) -> int:
     """How many layers the model has.
 
-    Behind them a file may hold some that guess further tokens (MTP), which stay unread.
+    Behind them a file may hold some that guess further tokens (MTP), which stay unread. Raises
+    InvalidFile for a file that has no others.
     """
     count, more = p.count("block_count"), p.count("nextn_predict_layers", 0, least=0)
     if more >= count:
@@ -24,10 +25,12 @@ def layers_of(p: Hyperparameters, w: Any) -> int:
     return count - more
 
 
-def gated_mlp(
-    g: Graph, x: Value, gate: Any, up: Any, down: Any, *, width: int, d_model: int
-) -> Value:
-    """W_down (silu(W_gate x) * W_up x). x: (T, D). Returns (T, D)."""
+def gated_mlp(g: Graph, x: Value, blk: Any, *, width: int, d_model: int, suffix: str = "") -> Value:
+    """W_down (silu(W_gate x) * W_up x). x: (T, D). Returns (T, D).
+
+    suffix: of the tensors' names, "_shexp" for an MLP beside experts.
+    """
+    gate, up, down = (getattr(blk, f"ffn_{part}{suffix}") for part in ("gate", "up", "down"))
     y = g.swiglu(g.linear(x, gate, width=width), g.linear(x, up, width=width))
     return g.linear(y, down, width=d_model)
 

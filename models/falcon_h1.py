@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..kernels.norm import GATE_FIRST, NORM_FIRST
-from ..kernels.rotary import halves
 from . import mamba2
 from .blocks import attend, gated_mlp, queries_keys_values
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
-from .rope import rotate
+from .rope import rotate_both
 
 ARCHITECTURE = "falcon-h1"
 
@@ -33,7 +32,7 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
         y = mamba2.mixer(g, p, blk, i, x, eps=eps, order=normed)
         h = g.add(h, g.add(y, _attention(g, p, w, i, x)))
         x = g.rms_norm(h, blk.ffn_norm, eps=eps)
-        y = gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
+        y = gated_mlp(g, x, blk, width=d_ff, d_model=d_model)
         h = g.add(h, y)
     return logits(g, h, w, eps)
 
@@ -48,7 +47,6 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value) -> Value:
     turned = p.count("rope.dimension_count", d_head)
     widths = heads * d_head, key_heads * d_head, key_heads * d_value
     q, k, v = queries_keys_values(g, blk, x, *widths)
-    q = rotate(g, p, w, q, heads=heads, count=turned, pairs=halves)
-    k = rotate(g, p, w, k, heads=key_heads, count=turned, pairs=halves)
+    q, k = rotate_both(g, p, w, q, k, heads=heads, key_heads=key_heads, count=turned)
     y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=d_head**-0.5)
     return g.linear(y, blk.attn_output, width=d_model)

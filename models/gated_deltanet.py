@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..kernels.rotary import halves
 from . import delta
 from .blocks import attend, gated_mlp, queries_keys_values
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
-from .rope import rotate
+from .rope import rotate_both
 
 ARCHITECTURE = "gated-deltanet"
 
@@ -41,7 +40,7 @@ def trunk(g: Graph, p: Hyperparameters, w: Any, mixer: Callable[[Any, int, Value
         else:
             h = g.add(h, mixer(blk, i, x))
         x = g.rms_norm(h, blk.ffn_norm, eps=eps)
-        y = gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
+        y = gated_mlp(g, x, blk, width=d_ff, d_model=d_model)
         h = g.add(h, y)
     return logits(g, h, w, eps)
 
@@ -52,8 +51,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads
     heads = p.heads(i)
     d_head = p.divide(d_model, "attention.head_count", heads)
     q, k, v = queries_keys_values(g, w.blk[i], x, d_model, *2 * [key_heads * d_head])
-    q = rotate(g, p, w, q, heads=heads, count=d_head, pairs=halves)
-    k = rotate(g, p, w, k, heads=key_heads, count=d_head, pairs=halves)
+    q, k = rotate_both(g, p, w, q, k, heads=heads, key_heads=key_heads, count=d_head)
     slides = p.flags("attention.sliding_window_pattern", layers)
     window = p.count("attention.sliding_window", 0, least=0) if slides is None or slides[i] else 0
     scale = d_head**-0.5

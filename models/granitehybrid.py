@@ -44,7 +44,7 @@ def build(g: Graph, p: Hyperparameters, w: Any) -> Value:
 def _attention(g: Graph, p: Hyperparameters, blk: Any, i: int, x: Value, key_heads: int) -> Value:
     """x: the normalised residual stream (T, D). Returns what layer i adds to it, (T, D)."""
     d_model = p.count("embedding_length")
-    heads = max(1, p.per_layer("attention.head_count", p.count("block_count"))[i])
+    heads = p.heads(i)
     d_head = p.head_width(heads)
     d_value = p.count("attention.value_length", d_head)
     scale = p.number("attention.scale", d_head**-0.5)
@@ -81,12 +81,10 @@ def _feed_forward(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:
     """x: the normalised residual stream (T, D). Returns what is added to it, (T, D)."""
     d_model, d_ff = p.count("embedding_length"), p.count("feed_forward_length")
     if not blk.ffn_gate_inp.find():
-        return gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
+        return gated_mlp(g, x, blk, width=d_ff, d_model=d_model)
     y = mixture(g, x, blk, used=p.count("expert_used_count"), width=d_ff, d_model=d_model)
     if not blk.ffn_gate_shexp.find():
         return y
-    shared = gated_mlp(
-        g, x, blk.ffn_gate_shexp, blk.ffn_up_shexp, blk.ffn_down_shexp,
-        width=p.count("expert_shared_feed_forward_length"), d_model=d_model,
-    )  # fmt: skip
+    width = p.count("expert_shared_feed_forward_length")
+    shared = gated_mlp(g, x, blk, width=width, d_model=d_model, suffix="_shexp")
     return g.add(y, shared)

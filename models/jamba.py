@@ -49,6 +49,6 @@ def _feed_forward(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:
     """x: the normalised residual stream (T, D). Returns what is added to it, (T, D)."""
     d_model, d_ff = p.count("embedding_length"), p.count("feed_forward_length")
     if not blk.ffn_gate_inp.find():
-        return gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
+        return gated_mlp(g, x, blk, width=d_ff, d_model=d_model)
     used = p.count("expert_used_count")
     return mixture(g, x, blk, used=used, width=d_ff, d_model=d_model, normalise=0)

@@ -58,7 +58,7 @@ def _feed_forward(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:
     d_model = p.count("embedding_length")
     if not blk.ffn_gate_inp.find():
         d_ff = p.count("feed_forward_length")
-        return gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
+        return gated_mlp(g, x, blk, width=d_ff, d_model=d_model)
     gating = p.count("expert_gating_func")
     if gating not in _GATINGS:
         raise UnsupportedModel(
@@ -77,8 +77,5 @@ def _feed_forward(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:
     if not blk.ffn_gate_shexp.find():
         return y
     width = d_ff * p.count("expert_shared_count", 1)
-    shared = gated_mlp(
-        g, x, blk.ffn_gate_shexp, blk.ffn_up_shexp, blk.ffn_down_shexp, d_model=d_model,
-        width=p.count("expert_shared_feed_forward_length", width),
-    )  # fmt: skip
-    return g.add(y, shared)
+    width = p.count("expert_shared_feed_forward_length", width)
+    return g.add(y, gated_mlp(g, x, blk, width=width, d_model=d_model, suffix="_shexp"))

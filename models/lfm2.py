@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..kernels.experts import SIGMOID
-from ..kernels.rotary import halves
 from .blocks import attend, gated_mlp, mixture, queries_keys_values
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
-from .rope import rotate
+from .rope import rotate_both
 
 ARCHITECTURES = ("lfm2", "lfm2moe")
 
@@ -57,8 +56,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads
     q = g.rms_norm(q, blk.attn_q_norm, eps=eps, groups=heads)
     k = g.rms_norm(k, blk.attn_k_norm, eps=eps, groups=key_heads)
     turned = p.count("rope.dimension_count", d_head)
-    q = rotate(g, p, w, q, heads=heads, count=turned, pairs=halves)
-    k = rotate(g, p, w, k, heads=key_heads, count=turned, pairs=halves)
+    q, k = rotate_both(g, p, w, q, k, heads=heads, key_heads=key_heads, count=turned)
     y = attend(
         g, i, q, k, v, heads=heads, key_heads=key_heads, scale=d_head**-0.5,
         window=p.count("attention.sliding_window", 0, least=0),
@@ -70,7 +68,7 @@ def _feed_forward(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:
     """x: the normalised residual stream (T, D). Returns what is added to it, (T, D)."""
     d_model, d_ff = p.count("embedding_length"), p.count("feed_forward_length")
     if not blk.ffn_gate_inp.find():
-        return gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
+        return gated_mlp(g, x, blk, width=d_ff, d_model=d_model)
     return mixture(
         g, x, blk, used=p.count("expert_used_count"), d_model=d_model,
         width=p.count("expert_feed_forward_length"), gating=SIGMOID, eps=ROUTER_EPS,

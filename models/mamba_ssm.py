@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..kernels.rotary import halves
 from .blocks import attend, gated_mlp
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
-from .rope import rotate
+from .rope import rotate_both
 
 
 def stack(g: Graph, p: Hyperparameters, w: Any, mixer: Callable[..., Value]) -> Value:
@@ -31,7 +30,7 @@ def stack(g: Graph, p: Hyperparameters, w: Any, mixer: Callable[..., Value]) -> 
         h = g.add(h, _attention(g, p, w, i, x, key_heads) if key_heads else mixer(g, p, blk, i, x))
         if blk.ffn_norm.find():
             x, d_ff = g.rms_norm(h, blk.ffn_norm, eps=eps), p.count("feed_forward_length")
-            y = gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
+            y = gated_mlp(g, x, blk, width=d_ff, d_model=d_model)
             h = g.add(h, y)
     return logits(g, h, w, eps)
 
@@ -50,8 +49,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads
         qkv = g.causal_conv(qkv, window, blk.shortconv.conv, taps=taps, silu=0)
     q, k, v = g.split(qkv, *widths)
     if turned := p.count("rope.dimension_count", 0, least=0):
-        q = rotate(g, p, w, q, heads=heads, count=turned, pairs=halves)
-        k = rotate(g, p, w, k, heads=key_heads, count=turned, pairs=halves)
+        q, k = rotate_both(g, p, w, q, k, heads=heads, key_heads=key_heads, count=turned)
     scale = p.number("attention.scale", d_head**-0.5)
     y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=scale)
     return g.linear(y, blk.attn_output, width=p.count("embedding_length"))

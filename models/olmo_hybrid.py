@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..kernels.rotary import halves
 from . import delta
 from .blocks import attend, gated_mlp, queries_keys_values
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
-from .rope import rotate
+from .rope import rotate_both
 
 ARCHITECTURE = "olmo-hybrid"
 
@@ -51,12 +50,11 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value, key_heads
     q, k, v = queries_keys_values(g, blk, x, *widths)
     q, k = (g.rms_norm(y, n, eps=eps) for y, n in ((q, blk.attn_q_norm), (k, blk.attn_k_norm)))
     if turned := p.count("rope.dimension_count", 0, least=0):
-        q = rotate(g, p, w, q, heads=heads, count=turned, pairs=halves)
-        k = rotate(g, p, w, k, heads=key_heads, count=turned, pairs=halves)
+        q, k = rotate_both(g, p, w, q, k, heads=heads, key_heads=key_heads, count=turned)
     y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=d_head**-0.5)
     return g.linear(y, blk.attn_output, width=p.count("embedding_length"))
 
 
 def _mlp(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:
-    sizes = {"width": p.count("feed_forward_length"), "d_model": p.count("embedding_length")}
-    return gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, **sizes)
+    d_model, d_ff = p.count("embedding_length"), p.count("feed_forward_length")
+    return gated_mlp(g, x, blk, width=d_ff, d_model=d_model)

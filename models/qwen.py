@@ -9,13 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..kernels.recurrence import GROUPED, TILED
-from ..kernels.rotary import halves
 from . import delta
 from .blocks import attend, gated_mlp, layers_of, mixture, queries_keys_values
 from .graph import Graph, Value
 from .head import logits
 from .hyperparameters import Hyperparameters
-from .rope import rotate
+from .rope import rotate_both
 
 ARCHITECTURES = ("qwen3next", "qwen35", "qwen35moe")
 
@@ -56,8 +55,7 @@ def _attention(g: Graph, p: Hyperparameters, w: Any, i: int, x: Value) -> Value:
     q, gate = (g.columns(mixed, groups=heads, start=at, width=d_head) for at in (0, d_head))
     q = g.rms_norm(q, blk.attn_q_norm, eps=eps, groups=heads)
     k = g.rms_norm(k, blk.attn_k_norm, eps=eps, groups=key_heads)
-    q = rotate(g, p, w, q, heads=heads, count=turned, pairs=halves)
-    k = rotate(g, p, w, k, heads=key_heads, count=turned, pairs=halves)
+    q, k = rotate_both(g, p, w, q, k, heads=heads, key_heads=key_heads, count=turned)
     y = attend(g, i, q, k, v, heads=heads, key_heads=key_heads, scale=d_head**-0.5)
     return g.linear(g.gated(y, gate), blk.attn_output, width=d_model)
 
@@ -67,11 +65,9 @@ def _feed_forward(g: Graph, p: Hyperparameters, blk: Any, x: Value) -> Value:
     d_model = p.count("embedding_length")
     if not blk.ffn_gate_inp.find():
         d_ff = p.count("feed_forward_length")
-        return gated_mlp(g, x, blk.ffn_gate, blk.ffn_up, blk.ffn_down, width=d_ff, d_model=d_model)
+        return gated_mlp(g, x, blk, width=d_ff, d_model=d_model)
     used, d_expert = p.count("expert_used_count"), p.count("expert_feed_forward_length")
     y = mixture(g, x, blk, used=used, width=d_expert, d_model=d_model)
-    shared = gated_mlp(
-        g, x, blk.ffn_gate_shexp, blk.ffn_up_shexp, blk.ffn_down_shexp,
-        width=p.count("expert_shared_feed_forward_length"), d_model=d_model,
-    )  # fmt: skip
+    width = p.count("expert_shared_feed_forward_length")
+    shared = gated_mlp(g, x, blk, width=width, d_model=d_model, suffix="_shexp")
     return g.add(y, g.gated(shared, g.linear(x, blk.ffn_gate_inp_shexp, width=1)))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..kernels.errors import InvalidFile, UnsupportedModel
+from ..kernels.rotary import halves
 from .graph import Graph, Value
 from .hyperparameters import Hyperparameters
 
@@ -27,6 +28,24 @@ def rotate(
     the sections of M-RoPE all have the same position, so that they are no sections at all.
     """
     return g.rotary(x, w.rope_freqs.find(), heads=heads, **pairs(count), **speeds(p, count))
+
+
+def rotate_both(
+    g: Graph,
+    p: Hyperparameters,
+    w: Any,
+    q: Value,
+    k: Value,
+    *,
+    heads: int,
+    key_heads: int,
+    count: int,
+) -> tuple[Value, Value]:
+    """`rotate` queries and keys, in the pairs (i, i + count / 2) of each head."""
+    return (
+        rotate(g, p, w, q, heads=heads, count=count, pairs=halves),
+        rotate(g, p, w, k, heads=key_heads, count=count, pairs=halves),
+    )
 
 
 def speeds(p: Hyperparameters, count: int) -> dict[str, float]:

@@ -91,6 +91,7 @@ def test_heads_rearranged_as_a_whole_give_the_same_logits(tiny_file, tmp_path):
         ("attention.head_count_kv", [0, 0, 0], r"blk\.1\.ssm_in"),
         ("attention.head_count_kv", "many", "whole numbers"),
         ("attention.head_count", 7, "a divisor of 96"),
+        ("attention.head_count", [6, 0, 6], "0, not a whole number above zero"),
         ("attention.key_length", 15, r"blk\.1\.attn_q"),
         ("rope.dimension_count", 7, "7 values"),
         ("rope.dimension_count", 10, "up to half"),
