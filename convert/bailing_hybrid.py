@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..kernels.errors import UnsupportedModel
 from .checkpoint import Checkpoint
 from .config import Config, demand
-from .kda import (
+from .kda_hybrids import (
     AUTHORS_KEYS,
     Delta,
     add_layer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..kernels.errors import InvalidFile
 from .checkpoint import Checkpoint
 from .config import Config, demand
-from .kda import AUTHORS_KEYS, Delta, add_layer, model_keys, remark_differences
+from .kda_hybrids import AUTHORS_KEYS, Delta, add_layer, model_keys, remark_differences
 from .layers import add_ends
 from .plan import Plan, negative_exp
 from .rope import rope_of

@@ -93,7 +93,7 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True)
-class Depth:
+class Traits:
     """What a mixture depends on beside names: a model's keys, 0 where a model has none.
 
     queries  of attention's heads, how many share keys and values in the first layer
@@ -105,7 +105,7 @@ class Depth:
     queries: int
 
     @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> Depth:
+    def of(cls, metadata: Mapping[str, Any]) -> Traits:
         """Of a file's pairs; what makes no sense counts as missing."""
         name = str(metadata.get("general.architecture"))
         layers, experts, heads = (
@@ -172,11 +172,11 @@ def override(text: str) -> tuple[re.Pattern[str], BlockFormat]:
 
 
 def types_of(
-    weights: Iterable[Weight], kind: FileType, depth: Depth, wishes: Wishes = NO_WISHES
+    weights: Iterable[Weight], kind: FileType, traits: Traits, wishes: Wishes = NO_WISHES
 ) -> dict[str, BlockFormat]:
     """The type that each tensor of a model gets, by name."""
     ordered = sorted(weights, key=_place)
-    mixture = _Mixture(kind, depth, wishes, [weight.name for weight in ordered])
+    mixture = _Mixture(kind, traits, wishes, [weight.name for weight in ordered])
     return {weight.name: mixture.type_of(weight) for weight in ordered}
 
 
@@ -201,8 +201,8 @@ def is_rounded(block: BlockFormat) -> bool:
 class _Mixture:
     """The rules, asked tensor by tensor in llama.cpp's order: some count what went before."""
 
-    def __init__(self, kind: FileType, depth: Depth, wishes: Wishes, names: list[str]) -> None:
-        self._kind, self._depth, self._wishes = kind, depth, wishes
+    def __init__(self, kind: FileType, traits: Traits, wishes: Wishes, names: list[str]) -> None:
+        self._kind, self._traits, self._wishes = kind, traits, wishes
         self._tied = "output.weight" not in names
         self._values = sum(_role(name) == "value" for name in names)
         self._seen = {"value": 0, "down": 0}
@@ -235,17 +235,17 @@ class _Mixture:
         if self._kind.name == "MXFP4_MOE":
             stacked = len(weight.shape) > 2 and weight.shape[-3] > 1
             experts = role in ("up", "gate", "down")
-            only = self._depth.architecture not in _OTHERS_STACKED
+            only = self._traits.architecture not in _OTHERS_STACKED
             return base if stacked and (experts or only) else Q8_0
         if role == "value":
             index = self._count("value")
-            return Q8_0 if self._depth.experts == 8 else self._named(self._of_value(index))
-        if role == "key" and self._depth.experts == 8:
+            return Q8_0 if self._traits.experts == 8 else self._named(self._of_value(index))
+        if role == "key" and self._traits.experts == 8:
             return Q8_0
         if role == "down":
             block = _BLOCK.match(weight.name)
             index = self._count("down")
-            if self._depth.experts > 1 and block is not None:
+            if self._traits.experts > 1 and block is not None:
                 index = int(block[1])
             return self._named(self._of_down(index))
         return self._named(self._of_attn_output()) if role == "attn_output" else base
@@ -261,7 +261,7 @@ class _Mixture:
         """Values of attention, also where they are one matrix with queries and keys."""
         match self._kind.name:
             case "Q2_K":
-                return "Q4_K" if self._depth.queries >= 4 else "Q3_K"
+                return "Q4_K" if self._traits.queries >= 4 else "Q3_K"
             case "Q3_K_M":
                 return "Q5_K" if index < 2 else "Q4_K"
             case "Q4_K_S":
@@ -269,12 +269,12 @@ class _Mixture:
             case "Q4_K_M" | "Q5_K_M":
                 return "Q6_K" if _deserves_more(index, self._values) else None
             case "IQ4_NL" | "IQ4_XS":
-                return "Q5_K" if self._depth.queries >= 4 else None
+                return "Q5_K" if self._traits.queries >= 4 else None
         return None
 
     def _of_down(self, index: int) -> str | None:
         """The matrix that a feed-forward network ends with."""
-        layers, informed = self._depth.layers, self._wishes.importance
+        layers, informed = self._traits.layers, self._wishes.importance
         match self._kind.name:
             case "Q2_K":
                 return "Q3_K"
@@ -292,7 +292,7 @@ class _Mixture:
 
     def _of_attn_output(self) -> str | None:
         name = self._kind.name
-        if self._depth.experts == 8:
+        if self._traits.experts == 8:
             few = ("Q2_K", "Q3_K_M", "Q4_K_S", "Q4_K_M", "IQ4_NL", "IQ4_XS")
             return "Q5_K" if name in few else None
         return {"Q2_K": "Q3_K", "Q3_K_M": "Q4_K"}.get(name)

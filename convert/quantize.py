@@ -31,8 +31,8 @@ from .encoders import prepare
 from .importance import Weighing
 from .mixture import (
     NO_WISHES,
-    Depth,
     FileType,
+    Traits,
     Weight,
     Wishes,
     file_type,
@@ -82,7 +82,7 @@ class Quantization:
         self,
         path: str | Path,
         kind: str,
-        wishes: Wishes = NO_WISHES,
+        wanted: Wishes = NO_WISHES,
         imatrix: str | Path | None = None,
         allow_requantize: bool = False,
     ) -> None:
@@ -92,8 +92,8 @@ class Quantization:
         self._weighing = None if imatrix is None else Weighing(imatrix)
         infos = self.file.tensors.values()
         weights = [Weight(i.name, i.shape, i.block) for i in infos if blocks.readable(i.block)]
-        wishes = replace(wishes, importance=imatrix is not None)
-        types = types_of(weights, self.kind, Depth.of(self.file.metadata), wishes)
+        wanted = replace(wanted, importance=imatrix is not None)
+        types = types_of(weights, self.kind, Traits.of(self.file.metadata), wanted)
         self.changes = [Change(info, types.get(info.name, info.block)) for info in infos]
         self._rounded = [c for c in self.changes if c.is_encoded and is_rounded(c.block)]
         self._columns: dict[str, np.ndarray] | None = None

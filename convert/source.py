@@ -205,10 +205,9 @@ class Scaled:
 
 @dataclass(frozen=True, slots=True)
 class Transposed:
-    """Of each of `count` equal stacks of a matrix's rows the first `width` ones, on their side.
+    """A matrix cut into `count` equal stacks of rows, of each the first `width` rows transposed.
 
-    A stack's columns become rows, so that there are `count` times as many rows as the matrix had
-    columns.
+    So each stack has a row of `width` numbers for every column of the matrix.
     """
 
     source: Source

@@ -19,7 +19,7 @@ from .ahead import Ahead
 from .encode import size_of, tasks
 from .encoders import prepare
 from .importance import Weighing
-from .mixture import Depth, FileType, Weight, Wishes, fitting, is_quantizable, is_rounded, types_of
+from .mixture import FileType, Traits, Weight, Wishes, fitting, is_quantizable, is_rounded, types_of
 from .plan import Plan
 
 QUANTIZATION_VERSION = 2
@@ -42,7 +42,7 @@ def write_gguf(
     """
     pairs = {"general.architecture": plan.architecture, **metadata}
     entries = {key: _value(key, value) for key, value in pairs.items()}
-    types = _types(plan, kind, Depth.of(pairs), Wishes(importance=weighing is not None))
+    types = _types(plan, kind, Traits.of(pairs), Wishes(importance=weighing is not None))
     importance: dict[str, np.ndarray] = {}
     if weighing is not None:
         rounded = ((t.name, t.shape) for t in plan.tensors if is_rounded(types[t.name]))
@@ -57,7 +57,7 @@ def write_gguf(
         write_file(path, entries, tensors, progress)
 
 
-def _types(plan: Plan, kind: FileType, depth: Depth, wishes: Wishes) -> dict[str, BlockFormat]:
+def _types(plan: Plan, kind: FileType, traits: Traits, wishes: Wishes) -> dict[str, BlockFormat]:
     """The type of each tensor; a matrix that no mixture touches gets what converters write."""
     plain = kind.block if kind.block in (F16, BF16, Q8_0) else F32
     weights = [Weight(tensor.name, tensor.shape, F32) for tensor in plan.tensors]
@@ -67,7 +67,7 @@ def _types(plan: Plan, kind: FileType, depth: Depth, wishes: Wishes) -> dict[str
         else weight
         for weight in weights
     ]
-    return types_of(weights, kind, depth, wishes)
+    return types_of(weights, kind, traits, wishes)
 
 
 def _value(key: str, value: Any) -> Value:

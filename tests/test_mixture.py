@@ -10,7 +10,7 @@ import pytest
 from keelback.convert import OUTTYPES
 from keelback.convert.mixture import (
     FILE_TYPES,
-    Depth,
+    Traits,
     Weight,
     Wishes,
     drives_recurrence,
@@ -26,7 +26,7 @@ from keelback.kernels.formats.blocks import BY_NAME, F16, F32
 from keelback.kernels.formats.gguf import GGUF
 
 LAYERS = 16
-DEPTH = Depth("any", LAYERS, 0, 1)
+TRAITS = Traits("any", LAYERS, 0, 1)
 #: Layers that the M mixtures favour: the first and last eighth, and every third between.
 FAVOURED = {0, 1, 4, 7, 10, 13, 14, 15}
 
@@ -82,7 +82,7 @@ def test_the_command_line_offers_what_is_there():
     ],
 )
 def test_matrices_get_more_bits_by_role_and_depth(kind, role, expected):
-    types = types_of(model(role, "ssm_in"), FILE_TYPES[kind], DEPTH)
+    types = types_of(model(role, "ssm_in"), FILE_TYPES[kind], TRAITS)
     for block, layers in expected.items():
         assert layers_with(types, role, block) == layers
     base = FILE_TYPES[kind].block.name
@@ -93,19 +93,19 @@ def test_matrices_get_more_bits_by_role_and_depth(kind, role, expected):
 
 def test_the_output_matrix_is_fine_also_where_it_is_the_embedding():
     kind = FILE_TYPES["Q4_K_M"]
-    apart, tied = (types_of(model(output=output), kind, DEPTH) for output in (True, False))
+    apart, tied = (types_of(model(output=output), kind, TRAITS) for output in (True, False))
     assert apart["output.weight"].name == tied["token_embd.weight"].name == "Q6_K"
     assert apart["token_embd.weight"].name == "Q4_K"
 
 
 def test_an_importance_matrix_and_shared_keys_change_the_mixture():
-    informed, wide = Wishes(importance=True), Depth("any", LAYERS, 0, 4)
+    informed, wide = Wishes(importance=True), Traits("any", LAYERS, 0, 4)
 
-    def chosen(kind: str, role: str, depth: Depth, wishes: Wishes) -> dict:
-        return types_of(model(role), FILE_TYPES[kind], depth, wishes)
+    def chosen(kind: str, role: str, traits: Traits, wishes: Wishes) -> dict:
+        return types_of(model(role), FILE_TYPES[kind], traits, wishes)
 
-    assert layers_with(chosen("Q4_0", "ffn_down", DEPTH, informed), "ffn_down", "Q4_1") == {0, 1}
-    assert not layers_with(chosen("IQ4_XS", "ffn_down", DEPTH, informed), "ffn_down", "Q5_K")
+    assert layers_with(chosen("Q4_0", "ffn_down", TRAITS, informed), "ffn_down", "Q4_1") == {0, 1}
+    assert not layers_with(chosen("IQ4_XS", "ffn_down", TRAITS, informed), "ffn_down", "Q5_K")
     everywhere = set(range(LAYERS))
     assert layers_with(chosen("IQ4_XS", "attn_v", wide, Wishes()), "attn_v", "Q5_K") == everywhere
     assert layers_with(chosen("Q2_K", "attn_v", wide, Wishes()), "attn_v", "Q4_K") == everywhere
@@ -114,9 +114,9 @@ def test_an_importance_matrix_and_shared_keys_change_the_mixture():
 def test_experts_count_by_layer_and_few_experts_are_favoured():
     names = [f"blk.{i}.ffn_down{part}" for i in range(LAYERS) for part in ("_exps", "_shexp")]
     weights = [matrix(f"{name}.weight", 4, 8, 256) for name in names]
-    kind, many = FILE_TYPES["Q4_K_M"], Depth("any", LAYERS, 64, 1)
+    kind, many = FILE_TYPES["Q4_K_M"], Traits("any", LAYERS, 64, 1)
     assert layers_with(types_of(weights, kind, many), "ffn_down_shexp", "Q6_K") == FAVOURED
-    eight = types_of(model("attn_v", "attn_k", "attn_output"), kind, Depth("any", LAYERS, 8, 1))
+    eight = types_of(model("attn_v", "attn_k", "attn_output"), kind, Traits("any", LAYERS, 8, 1))
     for role, block in (("attn_v", "Q8_0"), ("attn_k", "Q8_0"), ("attn_output", "Q5_K")):
         assert layers_with(eight, role, block) == set(range(LAYERS))
 
@@ -124,9 +124,9 @@ def test_experts_count_by_layer_and_few_experts_are_favoured():
 def test_mxfp4_is_for_experts():
     weights = [matrix("blk.0.ffn_up_exps.weight", 4, 8, 256), matrix("blk.0.attn_q.weight")]
     weights.append(matrix("blk.0.attn_k_b.weight", 4, 8, 256))
-    types = types_of(weights, FILE_TYPES["MXFP4_MOE"], DEPTH)
+    types = types_of(weights, FILE_TYPES["MXFP4_MOE"], TRAITS)
     assert [types[weight.name].name for weight in weights] == ["MXFP4", "Q8_0", "MXFP4"]
-    only = types_of(weights, FILE_TYPES["MXFP4_MOE"], Depth("bailingmoe3", LAYERS, 4, 1))
+    only = types_of(weights, FILE_TYPES["MXFP4_MOE"], Traits("bailingmoe3", LAYERS, 4, 1))
     assert only["blk.0.attn_k_b.weight"].name == "Q8_0"
 
 
@@ -140,7 +140,7 @@ def test_mxfp4_is_for_experts():
 )  # fmt: skip
 def test_rows_that_blocks_do_not_fit_get_another_type(kind, width, expected):
     weight = matrix("blk.0.ssm_in.weight", 8, width, block="F32")
-    assert types_of([weight], FILE_TYPES[kind], DEPTH)[weight.name].name == expected
+    assert types_of([weight], FILE_TYPES[kind], TRAITS)[weight.name].name == expected
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_rows_that_blocks_do_not_fit_get_another_type(kind, width, expected):
 def test_what_is_small_or_no_product_stays_as_it_is(name, shape):
     weight = Weight(name, shape, F32)
     assert not is_quantizable(weight)
-    assert types_of([weight], FILE_TYPES["Q2_K"], DEPTH)[name] is F32
+    assert types_of([weight], FILE_TYPES["Q2_K"], TRAITS)[name] is F32
 
 
 # Recurrences.
@@ -170,24 +170,24 @@ RECURRENT = (
 @pytest.mark.parametrize("kind", ["Q6_K", "Q4_K_M", "Q2_K", "IQ4_XS", "Q4_0"])
 def test_what_drives_a_recurrence_keeps_eight_bits(kind, role):
     weights = model(role)
-    types = types_of(weights, FILE_TYPES[kind], DEPTH)
+    types = types_of(weights, FILE_TYPES[kind], TRAITS)
     assert layers_with(types, role, "Q8_0") == set(range(LAYERS))
     for wishes in (Wishes(plain=True), Wishes(pure=True)):
-        others = types_of(weights, FILE_TYPES[kind], DEPTH, wishes)
+        others = types_of(weights, FILE_TYPES[kind], TRAITS, wishes)
         assert layers_with(others, role, FILE_TYPES[kind].block.name) == set(range(LAYERS))
     asked = Wishes(overrides=(override(f"{role}=q5_k"),))
-    assert layers_with(types_of(weights, FILE_TYPES[kind], DEPTH, asked), role, "Q5_K")
+    assert layers_with(types_of(weights, FILE_TYPES[kind], TRAITS, asked), role, "Q5_K")
 
 
 def test_narrow_rows_of_a_recurrence_are_f16_and_wide_types_stay():
     step = matrix("blk.0.ssm_dt.weight", 512, 48, block="F32")
-    assert types_of([step], FILE_TYPES["Q4_K_M"], DEPTH)[step.name] is F16
-    assert types_of([step], FILE_TYPES["BF16"], DEPTH)[step.name].name == "BF16"
+    assert types_of([step], FILE_TYPES["Q4_K_M"], TRAITS)[step.name] is F16
+    assert types_of([step], FILE_TYPES["BF16"], TRAITS)[step.name].name == "BF16"
 
 
 def test_what_was_rounded_before_gets_no_more_bits():
     weight = matrix("blk.0.ssm_x.weight", block="Q4_K")
-    assert types_of([weight], FILE_TYPES["Q6_K"], DEPTH)[weight.name].name == "Q4_K"
+    assert types_of([weight], FILE_TYPES["Q6_K"], TRAITS)[weight.name].name == "Q4_K"
 
 
 def test_full_size_gates_are_ordinary_matrices():
@@ -228,7 +228,7 @@ def test_wishes_win_over_the_mixture_the_first_of_them():
         output=BY_NAME["Q5_K"],
         embedding=BY_NAME["Q3_K"],
     )
-    types = types_of(weights, FILE_TYPES["Q4_K_M"], DEPTH, wishes)
+    types = types_of(weights, FILE_TYPES["Q4_K_M"], TRAITS, wishes)
     assert types["blk.1.attn_v.weight"].name == types["blk.1.ssm_in.weight"].name == "Q8_0"
     assert layers_with(types, "attn_v", "BF16") == set(range(LAYERS)) - {1}
     assert types["blk.2.ssm_in.weight"].name == "Q4_K"
@@ -237,9 +237,9 @@ def test_wishes_win_over_the_mixture_the_first_of_them():
 
 def test_the_output_matrix_can_be_left_and_everything_be_alike():
     weights = model("attn_v", "ffn_down")
-    left = types_of(weights, FILE_TYPES["Q4_K_M"], DEPTH, Wishes(leave_output=True))
+    left = types_of(weights, FILE_TYPES["Q4_K_M"], TRAITS, Wishes(leave_output=True))
     assert left["output.weight"] is F16
-    pure = types_of(weights, FILE_TYPES["Q4_K_M"], DEPTH, Wishes(pure=True))
+    pure = types_of(weights, FILE_TYPES["Q4_K_M"], TRAITS, Wishes(pure=True))
     assert {block.name for block in pure.values()} == {"Q4_K", "F32"}
 
 
@@ -267,12 +267,12 @@ def test_unknown_types_get_a_sentence():
 def test_keys_that_make_no_sense_count_as_missing(value):
     keys = ("block_count", "expert_count", "attention.head_count", "attention.head_count_kv")
     pairs = {"general.architecture": "x", **{f"x.{key}": value for key in keys}}
-    assert Depth.of(pairs) == Depth("x", 0, 0, 0)
-    types_of(model("attn_v", "ffn_down"), FILE_TYPES["Q4_K_M"], Depth.of(pairs))
+    assert Traits.of(pairs) == Traits("x", 0, 0, 0)
+    types_of(model("attn_v", "ffn_down"), FILE_TYPES["Q4_K_M"], Traits.of(pairs))
 
 
 def test_heads_are_those_of_the_first_layer():
     pairs = {"general.architecture": "x", "x.block_count": 4, "x.attention.head_count": 8}
-    assert Depth.of(pairs).queries == 1
-    assert Depth.of(pairs | {"x.attention.head_count_kv": [0, 2]}).queries == 0
-    assert Depth.of(pairs | {"x.attention.head_count_kv": [2, 0]}).queries == 4
+    assert Traits.of(pairs).queries == 1
+    assert Traits.of(pairs | {"x.attention.head_count_kv": [0, 2]}).queries == 0
+    assert Traits.of(pairs | {"x.attention.head_count_kv": [2, 0]}).queries == 4
