@@ -75,7 +75,11 @@ def convert(
 
 
 def plan_for(checkpoint: Checkpoint) -> Plan:
-    """Ask the architecture of the checkpoint's model_type how to convert it."""
+    """Ask the architecture of the checkpoint's model_type how to convert it.
+
+    Raises InvalidFile where config and tensors do not go together or lack something,
+    UnsupportedModel for options that keelback does not run.
+    """
     return architecture_of(checkpoint.config).plan(checkpoint)
 
 

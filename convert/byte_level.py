@@ -64,7 +64,10 @@ def _recognise(path: Path, tokenizer: Tokenizer) -> Recognised:
 def from_vocab_and_merges(
     path: Path, settings: Settings, vocab_size: int, notice: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The pairs of a vocab.json and its merges.txt; the class says how text is split."""
+    """The pairs of a vocab.json and its merges.txt; the class says how text is split.
+
+    Raises UnsupportedModel for a class that is not known to say it, InvalidFile for damaged files.
+    """
     name = settings.tokenizer_class
     if name not in _CLASSES or settings.tokenizer.get("add_prefix_space"):
         raise UnsupportedModel(

@@ -178,7 +178,10 @@ class Checkpoint:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold a checkpoint's weights, safetensors before pickles."""
+    """The files that hold a checkpoint's weights, safetensors before pickles.
+
+    Raises InvalidFile for an index that names no files beside it.
+    """
     for index_name, pattern in _PLACES:
         index = folder / index_name
         if index.exists():

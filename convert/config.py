@@ -156,7 +156,7 @@ def read_template(folder: Path, path: Path) -> str:
     """A text of a checkpoint that goes into the GGUF as it is, so it must be the checkpoint's own.
 
     Links may lead to the blobs of the hub's cache, as all of its files do; one that leads elsewhere
-    could put a user's secrets into a file that is passed on.
+    could put a user's secrets into a file that is passed on: InvalidFile.
     """
     own, real = folder.resolve(), path.resolve()
     in_cache = own.parent.name == "snapshots" and real.is_relative_to(own.parent.parent / "blobs")

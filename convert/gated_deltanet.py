@@ -41,7 +41,10 @@ def plan(checkpoint: Checkpoint) -> Plan:
 
 
 def common_keys(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Keys of what stands around the mixers, in all models of flash-linear-attention."""
+    """Keys of what stands around the mixers, in all models of flash-linear-attention.
+
+    Raises UnsupportedModel for residuals that attend.
+    """
     config = checkpoint.config
     config.one_of("hidden_act", "swish", "swish", "silu")
     if config.get("attnres_block_size"):
@@ -76,7 +79,10 @@ def add_layers(
 
 
 def attention_layers(config: Config) -> dict[int, Config]:
-    """What `attn` says of each layer that has attention: for all alike, or a list for several."""
+    """What `attn` says of each layer that has attention: for all alike, or a list for several.
+
+    Raises InvalidFile where it names no layers, some that are not there, or one twice.
+    """
     given, layers = config.get("attn", []), config.count("num_hidden_layers")
     found: dict[int, Config] = {}
     for values in given if isinstance(given, list) else [given]:
@@ -94,7 +100,11 @@ def attention_layers(config: Config) -> dict[int, Config]:
 
 
 def attention_keys(config: Config, attention: dict[int, Config]) -> dict[str, Any]:
-    """Keys of the layers of attention: a list of what they are, for each layer."""
+    """Keys of the layers of attention: a list of what they are, for each layer.
+
+    Raises InvalidFile for heads that do not go together, UnsupportedModel for angles or windows
+    that differ from layer to layer.
+    """
     if not attention:
         return {"attention.head_count": 0}
     layers, d_model = config.count("num_hidden_layers"), config.count("hidden_size")

@@ -53,7 +53,11 @@ class Delta:
 
 
 def model_keys(checkpoint: Checkpoint, delta: Delta) -> dict[str, Any]:
-    """Keys that both architectures have."""
+    """Keys that both architectures have.
+
+    Raises UnsupportedModel where all layers are of attention, InvalidFile for a layer that is not
+    there and for experts that do not go together.
+    """
     config = checkpoint.config
     config.one_of("hidden_act", "silu", "silu", "swish")
     layers, heads = config.count("num_hidden_layers"), config.count("num_attention_heads")
@@ -230,7 +234,7 @@ def positive_exp(a_log: np.ndarray) -> np.ndarray:
 
 
 def lower_bound(config: Config, key: str, default: float) -> float:
-    """The lower bound of logarithms of decays."""
+    """The lower bound of logarithms of decays; InvalidFile where it is no number below zero."""
     bound = config.get(key, default)
     if type(bound) not in (int, float) or not -1e30 < bound < 0:
         raise InvalidFile(f"{config.path}: {key} is {repr(bound)[:80]}, not a number below zero")

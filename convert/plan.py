@@ -70,7 +70,7 @@ class Tensor:
 class Plan:
     """An architecture's answer to a checkpoint: `keys` without their architecture's prefix.
 
-    remarks  sentences about what only keelback can run
+    remarks  sentences about what only keelback can run, and what is left out
     """
 
     architecture: str
@@ -84,7 +84,7 @@ class Plan:
         self.tensors.append(Tensor(name, shape, tuple(wrapped)))
 
     def remark(self, text: str) -> None:
-        """Say once what llama.cpp cannot do with the file."""
+        """Say once what llama.cpp cannot do with the file, or no program does."""
         if text not in self.remarks:
             self.remarks.append(text)
 

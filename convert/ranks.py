@@ -48,7 +48,11 @@ _TEKKEN_SPECIAL = (
 def from_tiktoken(
     path: Path, settings: Settings, vocab_size: int, notice: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The pairs of a tiktoken file: a token in base64 and its rank on every line."""
+    """The pairs of a tiktoken file: a token in base64 and its rank on every line.
+
+    Raises InvalidFile for a damaged file, UnsupportedModel where the program beside it splits text
+    in another way than is known.
+    """
     ranks: dict[bytes, int] = {}
     try:
         for line in read_bytes(path).splitlines():
@@ -74,7 +78,11 @@ def from_tiktoken(
 def from_tekken(
     path: Path, settings: Settings, vocab_size: int, notice: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The pairs of Mistral's tekken.json: special tokens first, then the ranks."""
+    """The pairs of Mistral's tekken.json: special tokens first, then the ranks.
+
+    Raises InvalidFile for a damaged file, UnsupportedModel for another pattern than the one known
+    and for more tokens than the model has rows.
+    """
     document = read_json(path)
     try:
         config = document["config"]

@@ -80,7 +80,10 @@ class Settings:
         return True if self.tokenizer_class in ("", "LlamaTokenizer") else None
 
     def complete(self, tokenizer: Tokenizer) -> None:
-        """Add the tokens that tokenizer_config.json declares and tokenizer.json does not."""
+        """Add the tokens that tokenizer_config.json declares and tokenizer.json does not.
+
+        Raises InvalidFile where they have other ids in the vocabulary.
+        """
         tokenizer.add_tokens(list(self.numbered.values()))
         for token, added in self.numbered.items():
             if tokenizer.token_to_id(added.content) != token:

@@ -128,7 +128,7 @@ class Graph:
         return out
 
     def split(self, value: Value, *widths: int) -> list[Value]:
-        """Cut a value into columns; nothing is copied."""
+        """Cut a value into columns; nothing is copied. ValueError where widths do not add up."""
         starts = [value.start + sum(widths[:i]) for i in range(len(widths))]
         if sum(widths) != value.width:
             raise ValueError(f"{widths} do not add up to {value.width}")
