@@ -12,7 +12,7 @@ import keelback
 import tiny
 import tiny_files
 import tiny_layouts
-from checkpoints import edit, refused
+from checkpoints import edit, edited, refused
 from keelback.convert import convert
 from keelback.convert.checkpoint import Checkpoint
 from keelback.convert.location import title
@@ -255,11 +255,14 @@ def test_options_of_flash_linear_attention_that_make_another_model_are_refused(t
     refused(edit(folder, attnres_block_size=2), "attnres_block_size")
 
 
-def test_limits_of_time_steps_are_left_out_with_a_notice(tmp_path: Path):
-    folder = tiny.write_checkpoint("mamba2-g2", tmp_path / "m")
+@pytest.mark.parametrize(
+    ("name", "key"), [("mamba2-g2", "time_step_limit"), ("nemotron-dense", "mamba_dt_limit")]
+)
+def test_limits_of_time_steps_are_left_out_with_a_notice(tmp_path: Path, name: str, key: str):
     said: list[str] = []
-    convert(edit(folder, time_step_limit=[0.01, 0.1]), tmp_path / "m.gguf", notice=said.append)
-    assert sum("time_step_limit is [0.01, 0.1], which is left out" in text for text in said) == 1
+    folder = edited(name, tmp_path, **{"time_step_limit": ..., key: [0.01, 0.1]})
+    convert(folder, tmp_path / "m.gguf", notice=said.append)
+    assert sum(f"{key} is [0.01, 0.1], which is left out" in text for text in said) == 1
 
 
 def test_tensors_of_other_parts_are_left_out_with_one_notice(tmp_path: Path):
