@@ -15,6 +15,7 @@ import click
 from .engine.arguments import model_and_text, one_of, open_session, prompt_text, turn_encoder
 from .engine.commands import INTERRUPTED, Commands
 from .engine.evaluation_options import drift_options, imatrix_options, perplexity_options
+from .engine.option_types import TEXT
 from .engine.options import (
     JSON,
     MODEL,
@@ -54,7 +55,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("model", required=False)
-@click.argument("prompt", required=False)
+@click.argument("prompt", required=False, type=TEXT)
 @model_options
 @memory_options
 @run_options
@@ -168,9 +169,9 @@ def plan_command(model: str | None, model_option: str | None, **options: Any) ->
 
 @main.command()
 @click.argument("model", required=False)
-@click.argument("text", required=False)
+@click.argument("text", required=False, type=TEXT)
 @MODEL
-@click.option("-p", "--prompt", "prompt_option", metavar="TEXT", help="The text, in place of TEXT.")
+@click.option("-p", "--prompt", "prompt_option", type=TEXT, help="The text, in place of TEXT.")
 @click.option("-f", "--file", "prompt_file", metavar="FILE", help="Read the text from a file.")
 @click.option("--ids", is_flag=True, help="Print the ids only.")
 @JSON
@@ -213,7 +214,7 @@ def dump(file: str, as_json: bool, tensors: bool, full: bool) -> None:
 @gguf.command("set", context_settings={"ignore_unknown_options": True})
 @click.argument("file")
 @click.argument("key")
-@click.argument("value", required=False)
+@click.argument("value", required=False, type=TEXT)
 @click.option("--type", "kind", metavar="TYPE", help="u8, i8 ... f64, bool, str, or arr[str] ...")
 @click.option("--remove", is_flag=True, help="Take the key away.")
 @click.option("--out", "target", metavar="OUT", help="Write another file, and leave FILE.")

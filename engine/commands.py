@@ -11,14 +11,31 @@ import click
 
 from ..kernels.errors import KeelbackError
 from .faults import explain_bus_errors
+from .option_types import TEXT
 from .wording import notice
 
 #: The exit status after Ctrl-C.
 INTERRUPTED = 130
 
 
+class Command(click.Command):
+    """A command that takes no empty value for one that was not given."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What click makes of the arguments; raises UsageError for what nobody can have meant."""
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            given = ctx.params.get(parameter.name or "")
+            values = given if isinstance(given, tuple) else (given,)
+            if "" in values and parameter.type is not TEXT:
+                raise click.BadParameter("it is empty; fill it in or leave it out", ctx, parameter)
+        return rest
+
+
 class Commands(click.Group):
     """A group whose commands turn errors that a user can mend into one sentence and status 1."""
+
+    command_class, group_class = Command, type
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was named."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from .option_types import TEXT, Numbers
+
 #: What matrices are converted to; those of fewer than eight bits as mixtures.
 OUTTYPES = click.Choice(
     [
@@ -39,23 +41,6 @@ _TOKEN = click.option(
 _IMATRIX = click.option(
     "--imatrix", metavar="FILE", help="Weigh columns as `keelback imatrix` found them important."
 )
-
-
-class Numbers(click.ParamType):
-    """Whole numbers with commas between them."""
-
-    name = "numbers"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """The numbers of a text."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers", param, ctx)
 
 
 def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -179,7 +164,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             *("-p", "--prompt", "prompt_option"),
-            metavar="TEXT",
+            type=TEXT,
             help="The prompt, in place of PROMPT.",
         ),
     ):
