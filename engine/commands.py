@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import warnings
 from typing import Any
@@ -19,10 +20,12 @@ INTERRUPTED = 130
 
 
 class Command(click.Command):
-    """A command that takes no empty value for one that was not given."""
+    """A command that takes no empty value for one that was not given, and no `-ngl` for `-n gl`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """What click makes of the arguments; raises UsageError for what nobody can have meant."""
+        if not ctx.ignore_unknown_options:
+            self._check_names(ctx, args)
         rest = super().parse_args(ctx, args)
         for parameter in self.params:
             given = ctx.params.get(parameter.name or "")
@@ -30,6 +33,21 @@ class Command(click.Command):
             if "" in values and parameter.type is not TEXT:
                 raise click.BadParameter("it is empty; fill it in or leave it out", ctx, parameter)
         return rest
+
+    def _check_names(self, ctx: click.Context, args: list[str]) -> None:
+        """Refuse options of one dash and several letters that click would cut into short ones."""
+        options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        known = {name for option in options for name in option.opts}
+        flags = {name for option in options if option.is_flag for name in option.opts}
+        rest = iter(args)
+        for arg in rest:
+            name = arg.partition("=")[0]
+            if arg == "--":
+                return
+            if arg in known - flags:
+                next(rest, None)  # its value
+            elif name not in known and re.match("-[a-zA-Z]{2}", name):
+                raise click.NoSuchOption(name, ctx=ctx)
 
 
 class Commands(click.Group):

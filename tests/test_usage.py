@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from keelback.cli import main
 def refusal(*arguments: str) -> str:
     """The sentence that arguments are refused with."""
     done = CliRunner().invoke(main, arguments)
-    assert done.exit_code == 2 and not done.stdout, done.output
-    return done.stderr.splitlines()[-1]
+    assert done.exit_code == 2 and done.output.startswith("Usage: "), done.output
+    return done.output.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,25 @@ def test_a_text_may_be_empty(tmp_path: Path):
         ("run", "-p", "", *greedy, "--state-in", state),
     ):
         assert CliRunner().invoke(main, arguments).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "unknown"),
+    [
+        ("run demo a -ngl 99", "-ngl"),
+        ("run -p -st -no-cnv", "-no-cnv"),
+        ("run -n5 -t1 -fa", "-fa"),
+        ("run -p -ngl -mu=x", "-mu"),
+        ("bench demo -pg 8,8", "-pg"),
+        ("gguf dump demo -json", "-json"),
+    ],
+)
+def test_a_long_option_of_one_dash_is_not_cut_into_short_ones(line, unknown):
+    said = refusal(*line.split())
+    assert said.startswith("Error: No such option") and re.findall(r"-[\w-]+", said) == [unknown]
+
+
+def test_a_value_may_follow_a_short_option_at_once_and_may_look_like_one():
+    for line in ("run demo -n1 --temp 0 -p -ngl", "run -ctk f32 -n 1 --temp 0 -- demo -ngl"):
+        done = CliRunner().invoke(main, line.split())
+        assert done.exit_code == 0 and "prompt 5 tokens, " in done.output
