@@ -15,7 +15,7 @@ from .threads import CancelFlag
 from .weights import WeightStore
 
 if TYPE_CHECKING:
-    from .footprint import Footprint
+    from .footprint import Admission
 
 #: Rows a forward takes at most; longer prompts go through in chunks.
 MAX_ROWS = 512
@@ -79,7 +79,7 @@ def make_backend(
     threads: int | None,
     notice: Callable[[str], None],
     progress: Progress | None = None,
-    admit: Callable[[Footprint], None] | None = None,
+    admit: Admission | None = None,
 ) -> Backend:
     """The backend of that name: "cpu" or "numpy". Raises InvalidInput for any other.
 

@@ -16,7 +16,7 @@ from ..kernels.objects import Notice, addresses, key
 from ..models.graph import Graph
 from . import packing
 from .backend import MAX_ROWS, Batch, Progress
-from .footprint import Footprint, footprint
+from .footprint import Admission
 from .lowering import lower
 from .platform import pages, yield_address
 from .state import PAGE_ROWS, SHARED_ROWS, Layout, aligned
@@ -41,7 +41,7 @@ class CpuBackend:
         threads: int | None,
         notice: Notice,
         progress: Progress | None = None,
-        admit: Callable[[Footprint], None] | None = None,
+        admit: Admission | None = None,
     ) -> None:
         """`progress` is told what is being done, steps done, and steps in all.
 
@@ -52,7 +52,7 @@ class CpuBackend:
         self.delay_seed = 0
         self._program = lower(graph, weights, layout, MAX_ROWS)
         if admit is not None:
-            admit(footprint(self._program, weights, layout, self.threads))
+            admit(self._program, weights, layout, self.threads)
         wanted = [*self._program.kernels, *packing.kernels(weights.packings), *KERNELS]
         told = progress or (lambda label, done, total: None)
         found = addresses(wanted, notice, partial(told, "compiling"))

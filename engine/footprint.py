@@ -31,6 +31,9 @@ TOKENIZER, TOKEN = 6 << 20, 450
 #: Panels may take so much of the memory that is available; else weights stay in the file.
 SHARE = 0.6
 
+#: What may refuse a lowered graph, its weights and states, and a number of threads, by raising.
+Admission = Callable[[Program, WeightStore, Layout, int], None]
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _FLOAT = 4
 
@@ -174,11 +177,15 @@ def parse_size(text: str | int) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def admission(path: Path, max_ram: str | int | None) -> Callable[[Footprint], None]:
-    """A check that raises InvalidInput for what does not fit: better to say so than to swap."""
+def admission(path: Path, max_ram: str | int | None, context: int = 0) -> Admission:
+    """A check that raises InvalidInput for what does not fit: better to say so than to swap.
+
+    context: tokens of the sequence that it has to fit with; 0: as many as are taken for a text.
+    """
     limit = None if max_ram is None else parse_size(max_ram)
 
-    def check(found: Footprint) -> None:
+    def check(program: Program, store: WeightStore, layout: Layout, threads: int) -> None:
+        found = footprint(program, store, layout, threads, context or CONTEXT)
         available = available_memory()
         if limit is not None and found.held > limit:
             room, bound = limit, f"--max-ram allows {size(limit)}"
@@ -189,8 +196,8 @@ def admission(path: Path, max_ram: str | int | None) -> Callable[[Footprint], No
         ways = ["use a smaller file, as one of 4 bits"]
         if found.panels and found.held - found.panels <= room:
             ways.insert(0, "leave the weights in the file (--no-repack)")
-        if found.state + found.cache + found.copies > found.held // 4:
-            ways.insert(0, "run fewer sequences or a shorter text")
+        if found.cache + found.shared > found.held // 4:
+            ways.insert(0, "keep fewer tokens (-c)")
         raise InvalidInput(f"{path} takes {size(found.held)}, and {bound}: {', or '.join(ways)}")
 
     return check

@@ -58,7 +58,6 @@ class Model:
             raise InvalidInput(f"a context of {context!r} tokens cannot be kept; give 0 or more")
         if max_ram is not None and backend != "cpu":
             raise InvalidInput("memory is planned for the cpu backend only; leave --max-ram out")
-        admit = admission(Path(path), max_ram)
         self.file = open_file(path)
         self.graph = models.build(self.file.metadata, self.file.tensors, self.file.path)
         if amend is not None:
@@ -67,6 +66,7 @@ class Model:
         self.layout = Layout.of(self.graph, types, state_type_named(state_type))
         # What has a fixed size needs no limit.
         self.context = context if self.layout.caches else 0
+        admit = admission(Path(path), max_ram, self.context)
         self.vocabulary = self.graph.logits.width if self.graph.logits else 0
         if repack is None:
             repack = fits_panels(self.graph)

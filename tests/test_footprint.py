@@ -91,7 +91,7 @@ def test_panels_that_would_fill_the_memory_are_not_made(tiny_file, monkeypatch):
     path, told = tiny_file("mamba-q8", "q8_0"), []
     monkeypatch.setattr(footprint, "available_memory", lambda: 1 << 17)
     assert not footprint.fits_panels(Model(path, backend="numpy", notice=told.append).graph)
-    monkeypatch.setattr("keelback.engine.model.admission", lambda *_: lambda found: None)
+    monkeypatch.setattr("keelback.engine.model.admission", lambda *_: lambda *_: None)
     Model(path, 1, notice=told.append)
     assert sum("stay in the file" in text for text in told) == 1
 
@@ -110,6 +110,15 @@ def test_what_exceeds_the_limit_is_refused_with_a_remedy(tiny_file, monkeypatch)
         keelback.load(path, 1)
     with pytest.raises(InvalidInput, match="cpu backend"):
         keelback.load(path, backend="numpy", max_ram="1G")
+
+
+def test_the_context_that_is_asked_for_counts(tiny_file):
+    path = tiny_file("granite-q8", "q8_0")
+    few, many = (planned(str(path), "-t", "1", "-c", c)["held_bytes"] for c in ("64", "1000000"))
+    for limit, context in ((few, 64), (many, 1_000_000)):
+        Model(path, 1, max_ram=limit, context=context, notice=lambda text: None)
+        with pytest.raises(InvalidInput, match=r"--max-ram allows .*: keep fewer tokens \(-c\)"):
+            Model(path, 1, max_ram=limit, context=2_000_000)
 
 
 @pytest.mark.parametrize("command", ["run", "bench"])
