@@ -82,8 +82,7 @@ def run(model: str | None, prompt: str | None, **options: Any) -> None:
         if text:
             meter.read(text, encode)
         meter.write(limit, flush=not options["state_out"])
-    click.echo()
-    click.echo(meter.line(), err=True)
+    meter.report()
     sys.exit(INTERRUPTED if pressed else 0)
 
 

@@ -194,9 +194,10 @@ class Model:
         for ids, state in zip(sequences, states, strict=True):
             room = self.room(state)
             if room is not None and len(ids) > room:
+                read = f" behind {state.position} that were read" if state.position else ""
                 raise InvalidInput(
-                    f"{len(ids)} tokens come to {state.position} that were read, and the context "
-                    f"is {self.context}; give a larger one (-c)"
+                    f"the prompt has {len(ids)} tokens{read}, the context {self.context}; "
+                    "give a larger context (-c) or a shorter prompt"
                 )
 
     def _forward_chunk(

@@ -102,6 +102,7 @@ class Meter:
     def __init__(self, session: Session, load_seconds: float) -> None:
         self.session, self.load_seconds = session, load_seconds
         self.prompt_tokens, self.prompt_seconds, self.seconds = 0, 0.0, 0.0
+        self.full = False
 
     def read(self, text: str, encode: Callable[[str], list[int]]) -> None:
         """Feed the prompt, with a progress bar when it takes more than a moment."""
@@ -120,13 +121,22 @@ class Meter:
         try:
             for piece in self.session.generate(limit):
                 click.echo(piece, nl=False)
+            ended = self.session.finish_reason == "length"
+            self.full = ended and self.session.generated != limit
             if flush:
                 click.echo(self.session.stream.flush(), nl=False)
         finally:
             self.seconds = time.perf_counter() - began
 
-    def line(self) -> str:
-        """What the run took."""
+    def report(self) -> None:
+        """End the text; tell what the run took, and whether it ended for want of room."""
+        click.echo()
+        if self.full:
+            context = self.session.model.context
+            notice(f"the context of {context} tokens is full; give a larger one (-c)")
+        click.echo(self._line(), err=True)
+
+    def _line(self) -> str:
         layout, written = self.session.state.layout, self.session.generated
         parts = [
             f"load {self.load_seconds:.2f} s",

@@ -113,9 +113,13 @@ def test_a_context_ends_where_it_was_said_to(tiny_file):
     model = opened(tiny_file, "f16", "f16", context=70)
     ids = tiny.ids("granite-q8-32", 80)
     _, state = model.forward(ids[:70])
-    with pytest.raises(keelback.InvalidInput, match="the context is 70; give a larger one"):
+    with pytest.raises(
+        keelback.InvalidInput, match="1 tokens behind 70 that were read, the context 70"
+    ):
         model.forward(ids[70:71], state)
-    with pytest.raises(keelback.InvalidInput, match="80 tokens come to 0"):
+    with pytest.raises(
+        keelback.InvalidInput, match="the prompt has 80 tokens, the context 70; give a larger"
+    ):
         model.forward(ids)
     session = Session(model, ignore_eos=True)
     session.feed(ids[:60])
@@ -138,4 +142,9 @@ def test_the_command_line_takes_types_and_a_context(tiny_file):
     done = subprocess.run([*command, *options], capture_output=True, text=True, check=True)
     assert len(done.stdout.split()) == 6  # the sixth is chosen when eight have been read
     few = subprocess.run([*command, "-c", "2"], capture_output=True, text=True)
-    assert few.returncode == 1 and "the context is 2" in few.stderr
+    assert few.returncode == 1 and "the prompt has 3 tokens, the context 2" in few.stderr
+    for limit, told in (("6", False), ("7", True)):
+        done = subprocess.run(
+            [*command, *options, "-n", limit], capture_output=True, text=True, check=True
+        )
+        assert ("the context of 8 tokens is full" in done.stderr) == told
