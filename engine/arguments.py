@@ -47,7 +47,7 @@ def open_session(path: str, options: dict[str, Any]) -> Session:
     )  # fmt: skip
     settings = {name: options[name] for name in names if options[name] is not None}
     if options["logit_bias"]:
-        settings["logit_bias"] = dict(_bias(text) for text in options["logit_bias"])
+        settings["logit_bias"] = dict(options["logit_bias"])
     seed = options["seed"]
     if options["state_in"]:
         if seed is not None and seed >= 0:
@@ -105,7 +105,7 @@ def turn_encoder(model: Model, options: Mapping[str, Any]) -> Callable[[str], li
         from .terminal import read_file
 
         if template is not None:
-            raise InvalidInput("the chat template is given twice, as text and as a file")
+            raise click.UsageError("the chat template is given twice, as text and as a file")
         template, origin = read_file(file, 4 * LARGEST_TEMPLATE + 1), file
     if template is not None and "{" not in template:
         raise InvalidInput(f"{origin} holds no Jinja template; write one, or leave the option out")
@@ -126,15 +126,6 @@ def one_of(argument: str | None, option: str | None, name: str) -> str | None:
     if argument is not None and option is not None:
         raise click.UsageError(f"the {name} is given twice; give it once")
     return argument if argument is not None else option
-
-
-def _bias(text: str) -> tuple[int, float]:
-    """`ID+BIAS` or `ID-BIAS`, llama.cpp's spelling."""
-    at = max(text.find("+"), text.find("-", 1))
-    try:
-        return int(text[:at]), float(text[at:])
-    except ValueError:
-        raise InvalidInput(f"--logit-bias {text!r} is not of the form ID+BIAS or ID-BIAS") from None
 
 
 def _variables(text: str | None) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Plan:
     depths: Sequence[int] = (0,)
     repetitions: int = 5
     repack: bool | None = None
-    max_ram: str | None = None
+    max_ram: int | None = None
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     state_type: str = "f32"

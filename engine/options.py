@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .option_types import TEXT, Numbers
+from .option_types import TEXT, Bias, Numbers, Setting, Size
 
 #: What matrices are converted to; those of fewer than eight bits as mixtures.
 OUTTYPES = click.Choice(
@@ -21,7 +21,10 @@ OUTTYPES = click.Choice(
 MODEL = click.option(
     "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
 )
-THREADS = click.option("-t", "--threads", type=int, help="Threads; one a processor without.")
+THREADS = click.option(
+    *("-t", "--threads"), type=click.IntRange(min=1), metavar="N",
+    help="Threads. Default: one a processor.",
+)  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _NO_REPACK = click.option(
     "--no-repack",
@@ -49,7 +52,7 @@ def memory_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--max-ram",
-            metavar="SIZE",
+            type=Size(),
             help="Refuse what takes more memory than, say, 600M or 2G, the file's pages apart.",
         ),
         _NO_REPACK,
@@ -88,7 +91,8 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             *("-c", "--ctx-size", "context"),
-            type=int,
+            type=click.IntRange(min=0),
+            metavar="N",
             default=0,
             help="Tokens that attention layers may keep; 0: as many as come.",
         ),
@@ -147,15 +151,19 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--logit-bias",
             multiple=True,
+            type=Bias(),
             metavar="ID(+/-)BIAS",
             help="Add to the logit of an id, as 15043+1.5.",
         ),
         click.option(
-            *("-s", "--seed"), type=int, help="Seed of the random choices; -1 or none: a new one."
+            *("-s", "--seed"),
+            type=Setting("seed", int, default=-1),
+            help="Seed of the random choices; -1 or none: a new one.",
         ),
         click.option(
             *("-n", "--predict", "--n-predict", "limit"),
-            type=int,
+            type=click.IntRange(min=-1),
+            metavar="N",
             default=-1,
             help="Tokens to write; -1: no limit.",
         ),
@@ -216,7 +224,7 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
         ]
     ):
-        command = click.option(flag, name, type=kind, help=text)(command)
+        command = click.option(flag, name, type=Setting(name, kind), help=text)(command)
     return command
 
 
@@ -247,7 +255,7 @@ def chat_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `bench` measures, in llama-bench's spelling."""
-    lists: dict[str, Any] = {"type": Numbers(), "show_default": True}
+    lists: dict[str, Any] = {"type": Numbers(0), "show_default": True}
     forms = click.Choice(["md", "csv", "json", "jsonl"])
     for option in reversed(
         [
@@ -267,11 +275,11 @@ def bench_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 "-d", "--n-depth", default="0", help="Tokens that were read before.", **lists
             ),
             click.option(
-                "-r", "--repetitions", type=int, default=5, show_default=True,
-                help="Repetitions of every test.",
+                "-r", "--repetitions", type=click.IntRange(min=1), metavar="N", default=5,
+                show_default=True, help="Repetitions of every test.",
             ),
             click.option(
-                "-t", "--threads", type=Numbers(), help="Threads; one a processor without."
+                "-t", "--threads", type=Numbers(1), help="Threads. Default: one a processor."
             ),
             click.option(
                 "-o", "--output", type=forms, default="md", show_default=True,
@@ -290,11 +298,12 @@ def plan_options(command: Callable[..., Any]) -> Callable[..., Any]:
         JSON,
         _NO_REPACK,
         click.option(
-            *("-np", "--parallel", "sequences"), type=int, default=1, show_default=True,
-            help="Sequences at once, a state each.",
+            *("-np", "--parallel", "sequences"), type=click.IntRange(min=1), metavar="N",
+            default=1, show_default=True, help="Sequences at once, a state each.",
         ),
         click.option(
-            *("-c", "--ctx-size", "context"), type=int, default=4096, show_default=True,
+            *("-c", "--ctx-size", "context"), type=click.IntRange(min=1), metavar="N",
+            default=4096, show_default=True,
             help="Tokens of a sequence: attention layers keep keys and values of each.",
         ),
         THREADS,

@@ -20,8 +20,8 @@ from ..kernels.errors import InvalidInput
 #: Seeds are unsigned 64-bit numbers.
 SEEDS = 1 << 64
 
-# The settings that are numbers: kind, smallest, largest.
-_RANGES: dict[str, tuple[type, float, float]] = {
+#: The settings that are numbers: kind, smallest, largest.
+RANGES: dict[str, tuple[type, float, float]] = {
     "temperature": (float, 0, 1e6),
     "top_k": (int, 0, 1 << 31),
     "top_p": (float, 0, 1),
@@ -62,7 +62,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, (kind, low, high) in _RANGES.items():
+        for name, (kind, low, high) in RANGES.items():
             value = getattr(self, name)
             if not _within(value, kind, low, high):
                 raise InvalidInput(f"{name} is {value!r}; give a number from {low} to {high}")
@@ -210,4 +210,4 @@ def file_defaults(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "penalty_repeat": "repeat_penalty", "penalty_last_n": "repeat_last_n",
     }  # fmt: skip
     found = {ours: metadata.get(f"general.sampling.{theirs}") for theirs, ours in names.items()}
-    return {name: value for name, value in found.items() if _within(value, *_RANGES[name])}
+    return {name: value for name, value in found.items() if _within(value, *RANGES[name])}

@@ -143,8 +143,8 @@ def test_the_probe_keeps_its_memory_for_threads_that_ctrl_c_leaves_behind():
 
 BAD = {
     "nothing to do": (("-p", "0", "-n", "0"), 1, "nothing to measure"),
-    "no repetitions": (("-r", "0"), 1, "-r 0"),
-    "a negative number": (("-p", "-5"), 1, "-p -5"),
+    "no repetitions": (("-r", "0"), 2, "0 is not in the range"),
+    "a negative number": (("-p", "-5"), 2, "-5 is less than 0"),
     "too many threads": (("-t", "1,999"), 1, "999 threads"),
     "a word": (("-n", "many"), 2, "'many'"),
     "another form": (("-o", "sql"), 2, "'sql'"),

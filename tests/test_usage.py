@@ -68,3 +68,43 @@ def test_a_value_may_follow_a_short_option_at_once_and_may_look_like_one():
     for line in ("run demo -n1 --temp 0 -p -ngl", "run -ctk f32 -n 1 --temp 0 -- demo -ngl"):
         done = CliRunner().invoke(main, line.split())
         assert done.exit_code == 0 and "prompt 5 tokens, " in done.output
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("run demo a -t 0", "--threads"),
+        ("run demo a -c -5", "--ctx-size"),
+        ("run demo a -n -2", "--predict"),
+        ("run demo a -s -5", "--seed"),
+        ("run demo a -s 18446744073709551616", "--seed"),
+        ("run demo a --temp -1", "--temp"),
+        ("run demo a --temp nan", "--temp"),
+        ("run demo a --top-k -1", "--top-k"),
+        ("run demo a --top-k 2.5", "--top-k"),
+        ("run demo a --repeat-last-n -1", "--repeat-last-n"),
+        ("run demo a --max-ram 1X", "--max-ram"),
+        ("run demo a --logit-bias x", "--logit-bias"),
+        ("run demo a --logit-bias 5", "--logit-bias"),
+        ("run demo a --logit-bias -5", "--logit-bias"),
+        ("run demo a --logit-bias 5.5", "--logit-bias"),
+        ("run demo a --logit-bias 5+", "--logit-bias"),
+        ("run demo a --chat-template {{1}} --chat-template-file x", "chat template"),
+        ("bench demo -r 0", "--repetitions"),
+        ("bench demo -t 1,0", "--threads"),
+        ("bench demo -n -5", "--n-gen"),
+        ("plan demo -np 0", "--parallel"),
+        ("plan demo -c 0", "--ctx-size"),
+        ("plan demo -t 0", "--threads"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_option(line, option):
+    assert option in refusal(*line.split())
+
+
+@pytest.mark.parametrize(
+    ("bias", "text"), [("265+1e+2", " the\n"), ("265+100", " the\n"), ("265-1e-5", "\n\n")]
+)
+def test_a_bias_may_have_an_exponent_with_a_sign(bias, text):
+    line = ("run", "demo", "It was the", "-n", "1", "--temp", "0", "--logit-bias", bias)
+    assert CliRunner().invoke(main, line).stdout == text
