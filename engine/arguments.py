@@ -65,8 +65,10 @@ def model_and_text(
 ) -> tuple[str, str | None]:
     """Model and text from positions or options; raises InvalidInput for a missing model."""
     repo, named = options.get("hf_repo"), options["model_option"]
-    if repo is None and options.get("hf_file") is not None:
-        raise click.UsageError("--hf-file names a file of a repository, and --hf-repo names none")
+    for option in ("hf_file", "hf_token", "offline"):
+        if repo is None and options.get(option):
+            flag = option.replace("_", "-")
+            raise click.UsageError(f"--{flag} says how a repository is read, and -hf names none")
     if repo is not None and text is None:
         model, text = None, model  # the only argument beside -hf is the prompt
     text = one_of(text, options["prompt_option"], "prompt")

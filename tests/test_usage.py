@@ -108,3 +108,8 @@ def test_a_value_out_of_range_is_refused_with_its_option(line, option):
 def test_a_bias_may_have_an_exponent_with_a_sign(bias, text):
     line = ("run", "demo", "It was the", "-n", "1", "--temp", "0", "--logit-bias", bias)
     assert CliRunner().invoke(main, line).stdout == text
+
+
+@pytest.mark.parametrize("option", ["--offline", "--hf-token x", "--hf-file x"])
+def test_what_is_said_of_a_repository_needs_one(option):
+    assert option.split()[0] in refusal("run", "demo", "a", *option.split())
