@@ -25,22 +25,23 @@ def read_prompt(text: str | None, file: str | None, needed: bool) -> str:
     if file is not None:
         text = read_file(file)
     elif text is None and _piped(sys.stdin):
-        text = _decoded(sys.stdin.buffer.read(), "the standard input")
+        text = read_file("-")
     if needed and not text:
         raise InvalidInput("the prompt is empty; give some text with -p, -f or through a pipe")
     return text or ""
 
 
 def read_file(file: str, most: int = -1) -> str:
-    """The text of a file that the user named; InvalidInput where it cannot be read.
+    """The text of a file that the user named, "-" the standard input; InvalidInput without one.
 
     Of more than `most` bytes, if that is given, no more are read.
     """
+    name, source = ("the standard input", 0) if file == "-" else (file, file)
     try:
-        with open(file, "rb") as stream:
-            return _decoded(stream.read(most), file)
+        with open(source, "rb", closefd=source != 0) as stream:
+            return _decoded(stream.read(most), name)
     except OSError as error:
-        raise InvalidInput(f"{file} cannot be read ({error.strerror})") from None
+        raise InvalidInput(f"{name} cannot be read ({error.strerror})") from None
 
 
 def _piped(stream: Any) -> bool:

@@ -49,6 +49,7 @@ def test_the_prompt_comes_from_options_files_and_pipes(tmp_path: Path, backend):
         keelback("run", "-p", PROMPT, *end).stdout,
         keelback("run", "-m", "demo", "-f", str(file), *end).stdout,
         keelback("run", *end, input=PROMPT).stdout,
+        keelback("run", "-f", "-", *end, input=PROMPT).stdout,
     }
     assert texts == {"\ncommon\n"}
 
