@@ -1,7 +1,17 @@
 """keelback runs language models whose memory does not grow.
 
+load      opens a model file
+Model     a model: `forward` reads ids, `generate` writes text
+State     what a sequence has read so far
+Session   a conversation with a model
+Sampling  how its tokens are chosen
+Snapshot  a state and its conversation, to save and to go on from
+
+What a user can mend is a KeelbackError: InvalidFile, InvalidInput, UnsupportedModel or
+NumericalError.
+
 model = keelback.load("demo")
-for piece in model.generate("To be, or not to be", limit=100):
+for piece in model.generate("To be, or not to be", limit=100, seed=1):
     print(piece, end="")
 
 logits, state = model.forward(model.tokenizer.encode("To be"))
@@ -80,3 +90,7 @@ def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".engine.{_LATER[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -163,14 +163,14 @@ class State:
     damaged   set where a forward failed in a way that could not be undone
     """
 
-    layout: Layout
-    model: str
+    layout: Layout = field(repr=False)
+    model: str = field(repr=False)
     block: np.ndarray = field(repr=False)
     pages: list[np.ndarray] = field(default_factory=list, repr=False)
     logits: np.ndarray | None = field(default=None, repr=False)
     position: int = 0
-    digest: int = 0
-    numerics: str = ""
+    digest: int = field(default=0, repr=False)
+    numerics: str = field(default="", repr=False)
     damaged: bool = False
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pydoc
 import random
 import signal
 import sys
@@ -63,6 +64,17 @@ def test_an_empty_prompt_is_refused(demo: keelback.Model):
         list(demo.generate(""))
     with pytest.raises(keelback.InvalidInput):
         demo.forward([])
+
+
+def test_a_state_is_shown_in_one_line(demo: keelback.Model):
+    assert repr(demo.forward(PROMPT_IDS)[1]) == "State(position=4, damaged=False)"
+
+
+def test_help_shows_what_is_imported_later_too():
+    assert set(keelback.__all__) <= set(dir(keelback))
+    page = pydoc.plaintext.document(keelback)
+    assert "class Model(" in page and "class Snapshot(" in page
+    assert all(name in keelback.__doc__ for name in keelback.__all__)
 
 
 def test_a_fork_goes_its_own_way_and_the_original_does_not_notice(demo: keelback.Model):
