@@ -150,7 +150,8 @@ class Model:
     ) -> Iterator[str]:
         """Yield the text that follows a prompt, piece by piece, up to `limit` tokens.
 
-        Settings are those of Session: temperature, top_k, seed, stop and so on.
+        Settings are those of Session: temperature, top_k, stop and so on. Without a seed the text
+        is the same every time. Raises InvalidInput for settings out of their range.
         """
         from .session import Session
 

@@ -36,15 +36,17 @@ RANGES: dict[str, tuple[type, float, float]] = {
 _ACCEPTED = {float: numbers.Real, int: numbers.Integral}
 
 
-def _within(value: Any, kind: type, low: float, high: float) -> bool:
+def within(value: Any, kind: type, low: float, high: float) -> bool:
+    """Whether a value is a number of a kind, float or int, from `low` to `high`."""
     number = isinstance(value, _ACCEPTED[kind]) and not isinstance(value, bool)
     return number and bool(low <= value <= high)
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen; the names and defaults are llama.cpp's.
+    """How tokens are chosen; the names are llama.cpp's, and so are the defaults but for the seed.
 
+    That is 0 unless another is given: the same text every time.
     temperature 0 takes the most likely token; top_k 0, top_p 1 and min_p 0 keep all. Penalties look
     at the last `repeat_last_n` tokens. logit_bias is added to logits by id. Raises InvalidInput for
     a value out of its range.
@@ -64,7 +66,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, (kind, low, high) in RANGES.items():
             value = getattr(self, name)
-            if not _within(value, kind, low, high):
+            if not within(value, kind, low, high):
                 raise InvalidInput(f"{name} is {value!r}; give a number from {low} to {high}")
             object.__setattr__(self, name, kind(value))
         for token, amount in self.logit_bias.items():
@@ -210,4 +212,4 @@ def file_defaults(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "penalty_repeat": "repeat_penalty", "penalty_last_n": "repeat_last_n",
     }  # fmt: skip
     found = {ours: metadata.get(f"general.sampling.{theirs}") for theirs, ours in names.items()}
-    return {name: value for name, value in found.items() if _within(value, *RANGES[name])}
+    return {name: value for name, value in found.items() if within(value, *RANGES[name])}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..kernels.errors import InvalidInput
-from .sampling import Sampling, file_defaults, sample
+from .sampling import Sampling, file_defaults, sample, within
 from .snapshot import Conversation, Snapshot
 from .stream import TextStream
 from .threads import CancelFlag
@@ -26,6 +27,8 @@ class Session:
                 defaults, and `settings` (fields of Sampling) over both
     stop        strings that end the text; they are not part of it
     ignore_eos  whether to go on after an end-of-text token
+
+    Raises InvalidInput for settings out of their range.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class Session:
         self.sampling = replace(sampling or Sampling(), **{**recommended, **settings})
         self.ignore_eos = ignore_eos
         self.state = model.new_state()
-        self.stream = TextStream([stop] if isinstance(stop, str) else stop)
+        self.stream = TextStream(_stops(stop))
         self.pending: int | None = None
         self.recent: deque[int] = deque(maxlen=self.sampling.repeat_last_n)
         self.finish_reason: str | None = None
@@ -115,9 +118,11 @@ class Session:
         """Yield pieces of text until a stop string, an end-of-text token, or `limit` tokens.
 
         `finish_reason` then says "stop", "eos", "length" (also where the model's context is full)
-        or "interrupted". Text that may begin a
-        stop string stays in `stream`; `stream.flush()` gives it out.
+        or "interrupted". Text that may begin a stop string stays in `stream`; `stream.flush()`
+        gives it out. Raises InvalidInput for a limit that is no number of tokens.
         """
+        if limit is not None and not within(limit, int, 0, math.inf):
+            raise InvalidInput(f"limit is {limit!r}; give a number of tokens, or None for no end")
         self.finish_reason, self.stream.stopped = None, False
         end_ids = frozenset() if self.ignore_eos else self.model.tokenizer.eog_ids
         count = 0
@@ -165,3 +170,10 @@ class Session:
             undecoded=self.stream.undecoded,
         )
         return Snapshot(self.state.clone(), conversation, self.parent, note)
+
+
+def _stops(given: str | Sequence[str]) -> Collection[str]:
+    stops = [given] if isinstance(given, str) else given
+    if not isinstance(stops, Collection) or not all(isinstance(stop, str) for stop in stops):
+        raise InvalidInput(f"stop is {given!r}; give a text or a list of texts")
+    return stops

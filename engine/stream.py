@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection
 
 
 class TextStream:
@@ -13,7 +13,7 @@ class TextStream:
     rest has not come; both belong to a snapshot.
     """
 
-    def __init__(self, stops: Sequence[str] = (), held: str = "", undecoded: bytes = b"") -> None:
+    def __init__(self, stops: Collection[str] = (), held: str = "", undecoded: bytes = b"") -> None:
         self.stops = tuple(stop for stop in stops if stop)
         self.held = held
         self.stopped = False

@@ -6,6 +6,7 @@ import gc
 import os
 import pydoc
 import random
+import re
 import signal
 import sys
 import threading
@@ -64,6 +65,15 @@ def test_an_empty_prompt_is_refused(demo: keelback.Model):
         list(demo.generate(""))
     with pytest.raises(keelback.InvalidInput):
         demo.forward([])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("limit", -1), ("limit", 2.5), ("limit", "3"), ("limit", True), ("stop", [5]), ("stop", 5)],
+)
+def test_a_limit_or_a_stop_that_is_none_is_refused(demo: keelback.Model, name, value):
+    with pytest.raises(keelback.InvalidInput, match=f"{name} is {re.escape(repr(value))}; give"):
+        list(demo.generate(PROMPT, **{"limit": 1, name: value}))
 
 
 def test_a_state_is_shown_in_one_line(demo: keelback.Model):
