@@ -75,7 +75,7 @@ def load(
 
     threads: default one a processor. backend: "cpu" (compiled kernels) or "numpy" (slow).
     repack: rearrange quantized weights in memory, or compute from the file's pages, with the same
-    bits; without, as memory allows. max_ram: bytes, or a text as "2G", that must do.
+    bits; default as memory allows. max_ram: bytes, or a text as "2G", that must do.
     state_type: how recurrences keep their matrices, "f32", or rounded after every token to
     "bf16" or "int8".
     Raises InvalidFile for a damaged file, UnsupportedModel for an unknown architecture,

@@ -21,7 +21,8 @@ def evaluation_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Tokens of a forward, at most 512; fewer where the vocabulary is large.",
         ),
         click.option(
-            "-f", "--file", "text_file", metavar="TEXT", help="The text; a pipe without."
+            "-f", "--file", "text_file", metavar="FILE",
+            help="The text; -: standard input, the default where that is piped.",
         ),
         MODEL,
     ):  # fmt: skip
@@ -51,8 +52,8 @@ def perplexity_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--chunks", type=int, metavar="K", help="In chunks, the first K of them."),
         click.option(
             *("-c", "--ctx-size", "chunk"), type=int, metavar="N",
-            help="In chunks of N tokens, 512 without. They know nothing of each other, and the "
-            "second half of each counts: llama-perplexity's figure.",
+            help="In chunks of N tokens; 512 with --chunks alone. They know nothing of each "
+            "other, and the second half of each counts: llama-perplexity's figure.",
         ),
         click.option("--tokens", type=int, metavar="N", help="In one pass, the first N tokens."),
     ):  # fmt: skip
@@ -107,7 +108,7 @@ def drift_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--state-type", "kinds", multiple=True,
             type=click.Choice(["bf16", "int8", "bf16-nearest", "int8-nearest"]),
-            help="A type to compare with f32, as often as you like; all of them without.",
+            help="A type to compare with f32, as often as you like. Default: all of them.",
         ),
         click.option(
             *("-f", "--text", "text"), metavar="FILE", required=True, help="The text to read."

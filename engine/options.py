@@ -39,7 +39,7 @@ _FILE = click.option(
 _TOKEN = click.option(
     *("-hft", "--hf-token", "hf_token"),
     metavar="TOKEN",
-    help="Access token of the hub; HF_TOKEN without.",
+    help="Access token of the hub. Default: HF_TOKEN of the environment.",
 )
 _IMATRIX = click.option(
     "--imatrix", metavar="FILE", help="Weigh columns as `keelback imatrix` found them important."
@@ -66,7 +66,7 @@ def cache_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option(
         "--state-type",
         type=click.Choice(["f32", "bf16", "int8"]), default="f32", show_default=True,
-        help="How recurrences keep their matrices, rounded after every token.",
+        help="How recurrences keep their matrices; all but f32 are rounded after every token.",
     )(command)  # fmt: skip
     kinds = click.Choice(["f16", "q8_0", "f32"])
     for flags, what in (
@@ -87,13 +87,15 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--backend",
             type=click.Choice(["cpu", "numpy"]),
             default="cpu",
-            help="What runs the model.",
+            show_default=True,
+            help="What runs the model; numpy is slow.",
         ),
         click.option(
             *("-c", "--ctx-size", "context"),
             type=click.IntRange(min=0),
             metavar="N",
             default=0,
+            show_default=True,
             help="Tokens that attention layers may keep; 0: as many as come.",
         ),
         THREADS,
@@ -158,17 +160,20 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             *("-s", "--seed"),
             type=Setting("seed", int, default=-1),
-            help="Seed of the random choices; -1 or none: a new one.",
+            help="Seed of the random choices. Default, or -1: that of --state-in, or a new one.",
         ),
         click.option(
             *("-n", "--predict", "--n-predict", "limit"),
             type=click.IntRange(min=-1),
             metavar="N",
             default=-1,
-            help="Tokens to write; -1: no limit.",
+            show_default=True,
+            help="Tokens to write; -1: until the text ends, which it need not.",
         ),
         click.option(
-            *("-f", "--file", "prompt_file"), metavar="FILE", help="Read the prompt from a file."
+            *("-f", "--file", "prompt_file"),
+            metavar="FILE",
+            help="Read the prompt from a file; -: from standard input.",
         ),
         click.option(
             *("-p", "--prompt", "prompt_option"),
@@ -193,12 +198,13 @@ def convert_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--outtype",
             default="auto",
             type=OUTTYPES,
+            show_default=True,
             help="Type of the matrices; auto: the checkpoint's own.",
         ),
         click.option(
             *("-o", "--outfile", "target"),
             metavar="FILE",
-            help="The file to write; without: NAME-TYPE.gguf here.",
+            help="The file to write. Default: NAME-TYPE.gguf in this folder.",
         ),
     ):
         command = option(command)
@@ -232,13 +238,15 @@ def chat_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Messages in place of plain text; any of these options asks for it."""
     for option in (
         click.option(
-            "--chat-template-kwargs", metavar="JSON", help="Variables for the chat template."
+            "--chat-template-kwargs", metavar="JSON",
+            help="Variables for the chat template; implies -st.",
         ),
         click.option(
-            "--chat-template-file", metavar="FILE", help="Likewise, from a file."
+            "--chat-template-file", metavar="FILE", help="Likewise, from a file; implies -st."
         ),
         click.option(
-            "--chat-template", metavar="JINJA", help="A template in place of the model's."
+            "--chat-template", metavar="JINJA",
+            help="A template in place of the model's; implies -st.",
         ),
         click.option(
             *("-sys", "--system-prompt", "system_prompt"), metavar="TEXT",

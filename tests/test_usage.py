@@ -113,3 +113,14 @@ def test_a_bias_may_have_an_exponent_with_a_sign(bias, text):
 @pytest.mark.parametrize("option", ["--offline", "--hf-token x", "--hf-file x"])
 def test_what_is_said_of_a_repository_needs_one(option):
     assert option.split()[0] in refusal("run", "demo", "a", *option.split())
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "perplexity", "imatrix", "drift", "convert"])
+def test_the_help_tells_defaults_as_defaults(command):
+    page = " ".join(CliRunner().invoke(main, [command, "--help"]).stdout.split())
+    assert "efault: " in page and not re.search(r"without[.:]", page)
+
+
+def test_the_help_tells_how_far_a_run_goes():
+    page = " ".join(CliRunner().invoke(main, ["run", "--help"]).stdout.split())
+    assert "[default: -1; x>=-1]" in page and "[default: 0; x>=0]" in page
