@@ -19,6 +19,7 @@ from .engine.option_types import TEXT
 from .engine.options import (
     JSON,
     MODEL,
+    VERSION,
     bench_options,
     chat_options,
     convert_options,
@@ -46,7 +47,7 @@ from .engine.wording import notice
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="keelback")
+@VERSION
 def main() -> None:
     """Run language models whose memory does not grow."""
     # NumPy would start threads for matrix products, which only the slow reference backend makes.

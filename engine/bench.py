@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from statistics import mean, median, stdev
 from typing import Any
 
@@ -27,6 +26,7 @@ from .bandwidth import Probe, moved_bytes
 from .cpu import check_threads
 from .model import Model
 from .state import State
+from .wording import version
 
 Notice = Callable[[str], None]
 
@@ -139,7 +139,7 @@ def _facts(model: Model) -> dict[str, Any]:
         sizes[info.block.name] = sizes.get(info.block.name, 0) + info.nbytes
     kind = max(sizes, key=lambda name: sizes[name])
     return {
-        "build_commit": _version(),
+        "build_commit": version(),
         "cpu_info": platform.processor_name(),
         "backends": "CPU",
         "model_filename": str(model.file.path),
@@ -149,13 +149,6 @@ def _facts(model: Model) -> dict[str, Any]:
         "n_batch": MAX_ROWS,
         "n_ubatch": MAX_ROWS,
     }
-
-
-def _version() -> str:
-    try:
-        return version("keelback")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _count(number: int) -> str:

@@ -13,10 +13,17 @@ import click
 from ..kernels.errors import KeelbackError
 from .faults import explain_bus_errors
 from .option_types import TEXT
-from .wording import notice
+from .wording import notice, version
 
 #: The exit status after Ctrl-C.
 INTERRUPTED = 130
+
+
+def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """Print the version, and end the program, where the option for it was given."""
+    if wanted:
+        click.echo(f"keelback, version {version()}")
+        ctx.exit()
 
 
 class Command(click.Command):

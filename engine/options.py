@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .commands import show_version
 from .option_types import TEXT, Bias, Numbers, Setting, Size
 
 #: What matrices are converted to; those of fewer than eight bits as mixtures.
@@ -18,6 +19,10 @@ OUTTYPES = click.Choice(
     case_sensitive=False,
 )  # fmt: skip
 
+VERSION = click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version,
+    help="Show the version and exit.",
+)  # fmt: skip
 MODEL = click.option(
     "-m", "--model", "model_option", metavar="FILE", help="The model, in place of MODEL."
 )

@@ -8,6 +8,16 @@ from typing import Any
 from ..kernels.errors import printable
 
 
+def version() -> str:
+    """Of keelback, where it is installed: a folder of its sources has none."""
+    from importlib import metadata  # rarely needed, and slow to import
+
+    try:
+        return metadata.version("keelback")
+    except metadata.PackageNotFoundError:
+        return "unknown (not installed)"
+
+
 def notice(text: str) -> None:
     """Tell the user about something that was done for them."""
     print(f"keelback: {printable(text)}", file=sys.stderr, flush=True)

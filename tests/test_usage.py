@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -124,3 +125,13 @@ def test_the_help_tells_defaults_as_defaults(command):
 def test_the_help_tells_how_far_a_run_goes():
     page = " ".join(CliRunner().invoke(main, ["run", "--help"]).stdout.split())
     assert "[default: -1; x>=-1]" in page and "[default: 0; x>=0]" in page
+
+
+def test_sources_that_are_not_installed_have_no_version(monkeypatch):
+    def missing(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    for found, said in ((lambda name: "1.2.3", "1.2.3"), (missing, "unknown (not installed)")):
+        monkeypatch.setattr(metadata, "version", found)
+        done = CliRunner().invoke(main, ["--version"])
+        assert done.exit_code == 0 and done.output == f"keelback, version {said}\n"
