@@ -153,8 +153,9 @@ def info(model: str | None, model_option: str | None, as_json: bool) -> None:
 def plan_command(model: str | None, model_option: str | None, **options: Any) -> None:
     """Show what memory a run of MODEL takes, before it is loaded.
 
-    The sum is what is resident at the peak, while a prompt is read. The system can take back the
-    pages of weights that stay in the file, "mapped", where memory is short.
+    The sum is resident while a prompt is read; a small model's peak comes before, while kernels are
+    loaded. The system can take back pages of the file, which weights are mapped from or rearranged
+    from. Compiling kernels, once, is not counted.
     """
     from .engine.cpu import check_threads
     from .engine.footprint import plan

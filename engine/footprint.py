@@ -17,6 +17,7 @@ from ..models.graph import Graph
 from .backend import MAX_ROWS
 from .info import open_file
 from .lowering import Program, lower
+from .packing import STRIDE
 from .platform import available_memory
 from .state import PAGE_ROWS, SHARED_ROWS, Layout, cache_types, state_type_named
 from .weights import WeightStore, panel_bytes
@@ -26,6 +27,9 @@ from .wording import size
 CONTEXT = 4096
 #: Python, NumPy, what is left of LLVM, and the kernels; measured, on Linux.
 INTERPRETER = 45 << 20
+#: What there is while kernels are loaded, before weights are: LLVM for the most part, whose pages
+#: are then given back; measured as well.
+LOADING = 90 << 20
 #: A tokenizer's library, and what it takes for every token; measured.
 TOKENIZER, TOKEN = 6 << 20, 450
 #: Panels may take so much of the memory that is available; else weights stay in the file.
@@ -40,10 +44,11 @@ _FLOAT = 4
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes of resident memory at its peak, by what takes them.
+    """Bytes of resident memory at most while a prompt is read, by what takes them.
 
     panels, mapped, converted, vectors  weights: rearranged, as they are in the file, widened, and
                                         float32 vectors
+    twice                               pages of the file, of what is just being rearranged
     arena, scratch                      rows of the largest forward; what each thread works in
     state, cache                        all sequences, fixed, and keys and values of their tokens
     shared                              what threads tell each other of long texts
@@ -57,6 +62,7 @@ class Footprint:
     mapped: int
     converted: int
     vectors: int
+    twice: int
     arena: int
     scratch: int
     state: int
@@ -75,7 +81,12 @@ class Footprint:
     @property
     def held(self) -> int:
         """What the system cannot take back: all but the pages of the file."""
-        return self.total - self.mapped
+        return self.total - self.mapped - self.twice
+
+    @property
+    def peak(self) -> int:
+        """A small model takes most before it is there."""
+        return max(self.total, LOADING)
 
 
 def footprint(
@@ -91,6 +102,8 @@ def footprint(
     tokens = -(-context // PAGE_ROWS) * PAGE_ROWS
     return Footprint(
         **store.sizes,
+        # The largest portion is less than two strides.
+        twice=min(store.sizes["panels"], 2 * STRIDE),
         arena=program.arena_bytes,
         scratch=threads * program.scratch,
         state=fixed,
@@ -151,6 +164,7 @@ def plan(
         "state_bytes_per_token": layout.bytes_per_token,
         "total_bytes": found.total,
         "held_bytes": found.held,
+        "peak_bytes": found.peak,
         "available_bytes": available,
     }
 

@@ -72,6 +72,7 @@ _PLANNED = {
     "mapped": "weights, mapped as they are",
     "converted": "weights, widened to F16",
     "vectors": "weights, float32 vectors",
+    "twice": "weights, being rearranged",
     "arena": "arena: rows of a forward",
     "scratch": "scratch of all threads",
     "state": "states",
@@ -115,8 +116,9 @@ def planned(facts: dict[str, Any]) -> str:
         f"{facts['sequences']} x {facts['context']} tokens, {facts['threads']} threads; "
         f"a state is {fixed} + {token} per token",
         *(f"  {_PLANNED[name]:28} {size(count):>12}" for name, count in facts["bytes"].items()),
-        f"{'sum':30} {size(facts['total_bytes']):>12}",
+        f"{'sum, reading a prompt':30} {size(facts['total_bytes']):>12}",
         f"{'of which cannot be given back':30} {size(facts['held_bytes']):>12}",
+        f"{'peak, loading included':30} {size(facts['peak_bytes']):>12}",
         f"{'available':30} {'unknown' if available is None else size(available):>12}",
     ]
     return "\n".join(lines)
