@@ -153,6 +153,11 @@ class _Pull:
             if record.kind == CHECKPOINT and record.revision == listing.revision:
                 return record
         names = checkpoint_files(listing.files)
+        if not names and self._wanted.outtype and gguf_models(listing.files, self._repo):
+            raise InvalidInput(
+                f"{self._repo} holds only GGUF files, which --outtype does not convert; leave "
+                "it out"
+            )
         if not names:
             raise UnsupportedModel(
                 f"{self._repo} holds no weights that can be read (*.safetensors, "

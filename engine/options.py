@@ -39,7 +39,7 @@ _NO_REPACK = click.option(
     help="Leave weights in the file: slower, and the system can take their pages back.",
 )
 _FILE = click.option(
-    *("-hff", "--hf-file", "hf_file"), metavar="FILE", help="The repository's file, not a QUANT."
+    *("-hff", "--hf-file", "hf_file"), metavar="FILE", help="The file, whatever QUANT says."
 )
 _TOKEN = click.option(
     *("-hft", "--hf-token", "hf_token"),

@@ -88,6 +88,8 @@ def test_outtype_asks_for_the_checkpoint_beside_gguf_files(server: HubServer):
     assert pulled(CHECKPOINT, outtype="f16").name == "mamba-tied-F16.gguf"
     with pytest.raises(InvalidInput, match="not two of them"):
         pulled(f"{CHECKPOINT}:Q8_0", outtype="f16")
+    with pytest.raises(InvalidInput, match="only GGUF files, which --outtype"):
+        pulled(GGUF, outtype="f16")
 
 
 def test_a_tag_that_a_checkpoint_cannot_have_gets_a_sentence(server: HubServer):
