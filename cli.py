@@ -117,7 +117,7 @@ def pull_command(name: str, hf_file: str, hf_token: str, **options: Any) -> None
 @main.command("ls")
 @JSON
 def ls_command(as_json: bool) -> None:
-    """List the models that were pulled."""
+    """List the models that were pulled, with the paths that `info`, `bench` and others take."""
     from .convert.store import Store
 
     rows = Store().listing()
@@ -130,9 +130,8 @@ def rm_command(names: tuple[str, ...]) -> None:
     """Remove what was pulled: one QUANT, or all of a repository."""
     from .convert.store import Store
 
-    for name in names:
-        for removed in Store().discard(name):
-            click.echo(f"removed {removed}")
+    for removed in Store().discard(*names):
+        click.echo(f"removed {removed}")
 
 
 @main.command()

@@ -196,12 +196,27 @@ class Store:
         shutil.rmtree(self.downloads(repo), ignore_errors=True)
         self._prune(self.home(repo))
 
-    def discard(self, text: str) -> list[str]:
-        """Remove what a name stands for: a model, or all of a repository; returns what it was.
+    def discard(self, *texts: str) -> list[str]:
+        """Remove what names stand for: models, or all of repositories; returns what it was.
 
-        Raises InvalidInput for a name of nothing that was pulled, while it is being pulled, and
-        where the folder cannot be changed.
+        Raises InvalidInput for a name of nothing that was pulled, before anything is removed; for
+        what is just being pulled, and where the folder cannot be changed.
         """
+        removed: list[str] = []
+        try:
+            for name, records in [self._named(text) for text in texts]:
+                with self.lock(name.repo):
+                    for record in records:
+                        self.remove(record)
+                    if not name.tag:
+                        self.clear(name.repo)
+                removed += [record.name for record in records] or [f"{name.repo}, unfinished"]
+        except OSError as error:
+            raise InvalidInput(f"{self.folder} cannot be changed: {error.strerror}") from None
+        return removed
+
+    def _named(self, text: str) -> tuple[Name, list[Record]]:
+        """A name of something that was pulled, and the records that it stands for."""
         unfinished = self.unfinished()
         try:
             name = Name.parse(text)
@@ -211,15 +226,7 @@ class Store:
         records = [r for r in self.records(name.repo) if tag in ("", r.tag.lower())]
         if not records and (tag or name.repo not in unfinished):
             raise InvalidInput(self._unknown(text, [*unfinished]))
-        try:
-            with self.lock(name.repo):
-                for record in records:
-                    self.remove(record)
-                if not tag:
-                    self.clear(name.repo)
-        except OSError as error:
-            raise InvalidInput(f"{self.folder} cannot be changed: {error.strerror}") from None
-        return [record.name for record in records] or [f"{name.repo}, unfinished"]
+        return name, records
 
     @contextlib.contextmanager
     def lock(self, repo: str, waiting: Callable[[], None] | None = None) -> Iterator[None]:

@@ -151,11 +151,11 @@ def _costs(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def listed(rows: list[dict[str, Any]]) -> str:
-    """What `ls` found, a line a model: name, size, date, revision."""
+    """What `ls` found, a line a model: name, size, date, revision, path."""
     width = max((len(row["name"]) for row in rows), default=0)
     lines = [
         f"{row['name']:{width}}  {size(row['bytes']):>10}  {row['date'][:10]:10}  "
-        f"{row['revision'][:8]}"
+        f"{row['revision'][:8]:8}  {shown(row['path'])}"
         for row in rows
     ]
     return "\n".join(lines) or "nothing has been pulled yet"

@@ -38,6 +38,7 @@ def test_run_pulls_a_model_once_and_needs_no_hub_afterwards(server: HubServer):
 def test_pull_prints_the_path_and_nothing_else(server: HubServer):
     done = keelback("pull", GGUF)
     assert done.returncode == 0 and Path(done.stdout.strip()).name == "mamba-Q8_0.gguf"
+    assert keelback("ls").stdout.rstrip().endswith(f"  {done.stdout.strip()}")
     assert json.loads(keelback("info", done.stdout.strip(), "--json").stdout)["file_bytes"]
     failed = keelback("pull", "user/none")
     assert failed.returncode == 1 and len(failed.stderr.splitlines()) == 1 and not failed.stdout

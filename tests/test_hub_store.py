@@ -48,6 +48,9 @@ def test_removing_takes_what_the_name_says_and_nothing_else(server: HubServer):
     for name in (f"{GGUF}:Q8_0", "user/mamba-GUFF", "user/other", "mamba-gguf", str(gone)):
         with pytest.raises(InvalidInput, match=rf"names nothing that was pulled; .*{GGUF}:F16"):
             Store().discard(name)
+    with pytest.raises(InvalidInput, match="names nothing that was pulled"):
+        Store().discard(f"{GGUF}:F16", f"{GGUF}:typo")
+    assert kept.exists()
     assert Store().discard(GGUF) == [f"{GGUF}:F16"]
     with pytest.raises(InvalidInput, match="nothing has been pulled yet"):
         Store().discard(GGUF)
