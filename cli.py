@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import time
-from functools import partial
 from typing import Any
 
 import click
@@ -274,7 +273,7 @@ def check(files: tuple[str, ...], as_json: bool) -> None:
     from .engine import check as checking
 
     with bars() as report:
-        found = [checking.check(file, partial(report, file)) for file in files]
+        found = checking.check_all(files, report)
     click.echo(json_text(found) if as_json else checked(found))
     sys.exit(any(facts["problems"] for facts in found))
 

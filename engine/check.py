@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,29 @@ from .info import open_file, tokenizer_of
 CHUNK_BYTES = 256 << 10
 
 
+def check_all(
+    paths: Iterable[str], progress: Callable[[str, int, int], None]
+) -> list[dict[str, Any]]:
+    """`check` of each; the other parts of a model whose first one is given are checked with that.
+
+    `progress` is told a path and its bytes.
+    """
+    found = [check(path, partial(progress, path)) for path in paths]
+    others = {part for facts in found for part in facts["parts"][1:]}
+    return [facts for facts in found if str(Path(facts["file"])) not in others]
+
+
 def check(path: str | Path, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Facts about a model file, ready for JSON: `problems` has a sentence for each thing wrong.
 
     All parts are opened, the graph and the tokenizer are built, and every tensor is read for values
     and scales that are NaN or infinite; nothing may follow the last. `progress` is told bytes.
     """
-    facts: dict[str, Any] = {"file": str(path), "tensors": 0, "bytes": 0, "problems": []}
+    facts: dict[str, Any] = dict(file=str(path), parts=[], tensors=0, bytes=0, problems=[])
     try:
         file = open_file(path)
         facts |= {"tensors": len(file.tensors), "bytes": file.nbytes}
+        facts["parts"] = [str(part.path) for part in file.parts]
         try:
             graph = models.build(file.metadata, file.tensors, file.path)
             tokenizer_of(file, graph.logits.width if graph.logits else 0)

@@ -29,12 +29,17 @@ def architectures() -> list[str]:
 def build(metadata: Mapping[str, Any], tensors: Mapping[str, TensorInfo], path: Path) -> Graph:
     """Build the graph of a model file.
 
-    Raises UnsupportedModel for an unknown architecture, InvalidFile for a missing key or tensor and
-    for a tensor of the wrong shape.
+    Raises UnsupportedModel for what is no model, or of an unknown architecture; InvalidFile for a
+    missing key or tensor, and for a tensor of the wrong shape.
     """
     name = str(metadata.get("general.architecture"))
     module = _modules().get(name)
     if module is None:
+        kind = metadata.get("general.type", "model")
+        if kind != "model":
+            raise UnsupportedModel(
+                f"{path} holds no model (general.type is {str(kind)[:40]!r}); give one that does"
+            )
         known = ", ".join(architectures())
         raise UnsupportedModel(
             f"{path}: the architecture {name[:40]!r} is not known; keelback runs {known}"

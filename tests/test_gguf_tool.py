@@ -244,12 +244,15 @@ def spoiled(model: Path, name: str, at: int, data: bytes) -> Path:
 
 def test_sound_files_are_called_so(tiny_file, tmp_path: Path):
     parts = split(tiny_file("mamba2-g2", "f32"), str(tmp_path / "x"), max_tensors=9)
-    files = [models.DEMO, parts[0], *(tiny_file("mamba-q8", t) for t in ("q8_0", "q4_0", "q4_k_m"))]
+    files = [models.DEMO, *parts, *(tiny_file("mamba-q8", t) for t in ("q8_0", "q4_0", "q4_k_m"))]
     done = tool("check", *files)
     assert done.exit_code == 0 and done.stdout.count(": ok, ") == 5
     facts = json.loads(tool("check", models.DEMO, "--json").stdout)
-    size = models.DEMO.stat().st_size
-    assert facts == [{"file": str(models.DEMO), "tensors": 73, "bytes": size, "problems": []}]
+    size, path = models.DEMO.stat().st_size, str(models.DEMO)
+    wanted = {"file": path, "parts": [path], "tensors": 73, "bytes": size, "problems": []}
+    assert facts == [wanted]
+    alone = tool("check", *parts[1:])
+    assert alone.exit_code == 1 and alone.stdout.count("name the first") == len(parts) - 1
 
 
 def test_values_and_scales_that_are_not_finite_are_counted(tiny_file, model: Path):
@@ -284,6 +287,8 @@ def test_what_cannot_be_run_is_a_problem_too(model: Path, tmp_path: Path):
     path = spoiled(model, "token_embd.weight", 0, b"\xff" * 4)
     first, second = problems(path)
     assert "the architecture 'strange' is not known" in first and "token_embd.weight" in second
+    set_pair(model, "general.type", "imatrix")
+    assert "holds no model (general.type is 'imatrix')" in problems(model)[0]
 
 
 DECODED = [name for name, block in blocks.BY_NAME.items() if blocks.readable(block)]
