@@ -383,7 +383,7 @@ def drift_command(**options: Any) -> None:
     """
     from .engine.measuring import compare_states
 
-    compare_states(options)
+    sys.exit(INTERRUPTED if compare_states(options) else 0)
 
 
 def _located(options: dict[str, Any]) -> str:

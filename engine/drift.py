@@ -19,7 +19,7 @@ from ..kernels.errors import InvalidInput
 from ..kernels.statetypes import F32, STATE_TYPES
 from .backend import Progress
 from .model import Model
-from .perplexity import compare, likelihoods, perplexity_of
+from .perplexity import compare, ids_of, likelihoods, perplexity_of
 from .state import State
 
 #: Tokens of a forward, for the logits of all its rows are wanted.
@@ -81,48 +81,58 @@ def drift(
     names = [ref.name for ref in first.graph.states if ref in first.graph.typed_states]
     if not names:
         raise InvalidInput(f"{path} has no recurrence, so there is no state to round")
-    ids = first.checked_ids(first.tokenizer.encode(text))
+    ids = ids_of(first, text)
     ids = ids[: len(ids) if limit is None else limit + 1]
     if len(ids) <= 2 * _LEAST:
         raise InvalidInput(
-            f"the text has {len(ids)} tokens; drift shows in thousands, so give a longer one"
+            f"{len(ids)} tokens are too few, for drift shows in thousands; give a longer text, "
+            "or a larger -n"
         )
     models = [first, *(load(state_type=kind) for kind in types[1:])]
     readers = [
         Reader(kind, model, model.new_state()) for kind, model in zip(types, models, strict=True)
     ]
-    ends = _read(readers, ids, progress)
+    ends, interrupted = _read(readers, ids, progress)
     return {
         "file": str(first.file.path),
-        "tokens": len(ids) - 1,
+        "tokens": ends[-1],
+        "interrupted": interrupted,
         "positions": ends,
         "tensors": names,
         "types": [_facts(reader, readers[0], ends) for reader in readers],
     }
 
 
-def _read(readers: Sequence[Reader], ids: np.ndarray, progress: Progress) -> list[int]:
-    """Let all read the text; returns where its parts end."""
+def _read(readers: Sequence[Reader], ids: np.ndarray, progress: Progress) -> tuple[list[int], bool]:
+    """Let all read the text; returns where its parts end, and whether Ctrl-C has left some out.
+
+    Raises KeyboardInterrupt where it has left none.
+    """
     count = len(ids) - 1
     parts = max(1, min(PARTS, count // _LEAST))
     ends = [count * (part + 1) // parts for part in range(parts)]
-    at = 0
-    for end in ends:
-        while at < end:
-            after = min(end, at + _ROWS)
-            progress("reading", at, count)
+    try:
+        for start, end in zip([0, *ends], ends, strict=False):
+            for at in range(start, end, _ROWS):
+                after = min(end, at + _ROWS)
+                progress("reading", at, count)
+                for reader in readers:
+                    reader.read(ids[at:after], ids[at + 1 : after + 1])
             for reader in readers:
-                reader.read(ids[at:after], ids[at + 1 : after + 1])
-            at = after
-        for reader in readers:
-            reader.compare(readers[0].state)
+                reader.compare(readers[0].state)
+    except KeyboardInterrupt:
+        # The last reader has compared all of a part when the others have.
+        ends = ends[: len(readers[-1].total)]
+        if not ends:
+            raise
+        return ends, True
     progress("reading", count, count)
-    return ends
+    return ends, False
 
 
 def _facts(reader: Reader, exact: Reader, ends: Sequence[int]) -> dict[str, Any]:
-    losses = np.concatenate(reader.losses)
-    wanted = np.concatenate(exact.losses)
+    losses = np.concatenate(reader.losses)[: ends[-1]]
+    wanted = np.concatenate(exact.losses)[: ends[-1]]
     more = compare(losses, wanted)
     spans = list(zip([0, *ends], ends, strict=False))
     parts = [compare(losses[a:b], wanted[a:b], _PART_BLOCK) for a, b in spans]
@@ -135,8 +145,8 @@ def _facts(reader: Reader, exact: Reader, ends: Sequence[int]) -> dict[str, Any]
         "perplexity_by_position": [perplexity_of(losses[a:b].mean()) for a, b in spans],
         "difference_by_position": [part.mean for part in parts],
         "difference_error_by_position": [part.error for part in parts],
-        "state_error_by_position": reader.total,
-        "state_error_by_tensor": reader.errors,
+        "state_error_by_position": reader.total[: len(ends)],
+        "state_error_by_tensor": reader.errors[: len(ends)],
     }
 
 

@@ -61,10 +61,9 @@ class Task:
 
     def check(self) -> None:
         """Raise InvalidInput for what cannot be meant, before a model is loaded."""
-        numbers = {"--chunks": self.chunks, "--tokens": self.tokens}
-        for flag, value in numbers.items():
-            if value is not None and value < 1:
-                raise InvalidInput(f"{flag} {value} measures nothing; give 1 or more")
+        for flag, value, least in ("--chunks", self.chunks, 1), ("--tokens", self.tokens, 2):
+            if value is not None and value < least:
+                raise InvalidInput(f"{flag} {value} measures nothing; give {least} or more")
         if self.chunk is not None and self.chunk < SMALLEST_CHUNK:
             raise InvalidInput(
                 f"chunks of {self.chunk} tokens have no second half to count; give -c "
@@ -188,7 +187,8 @@ def _text_of(base: LogitsFile, model: Model, task: Task) -> Text:
 def _checked(text: Text) -> Text:
     if text.rows < 1:
         raise InvalidInput(
-            f"{len(text.ids)} tokens are too few to measure with; {text.size or 2} are needed"
+            f"the text has {len(text.ids)} tokens, too few to measure with; give one of "
+            f"{text.size or 2} or more"
         )
     return text
 

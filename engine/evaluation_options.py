@@ -72,7 +72,8 @@ def imatrix_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--in-file", "added", metavar="FILE", multiple=True,
-            help="Add up with this importance matrix (repeatable); without a text, only such ones.",
+            help="Add up with this importance matrix (repeatable); without a text, only "
+            "such ones, and MODEL is not read.",
         ),
         click.option(
             "--parse-special", "special", is_flag=True,
@@ -111,7 +112,8 @@ def drift_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="A type to compare with f32, as often as you like. Default: all of them.",
         ),
         click.option(
-            *("-f", "--text", "text"), metavar="FILE", required=True, help="The text to read."
+            *("-f", "--file", "--text", "text_file"),
+            metavar="TEXT", help="The text; a pipe without.",
         ),
         MODEL,
     ):  # fmt: skip

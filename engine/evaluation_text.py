@@ -21,7 +21,11 @@ def running_list(number: int, ppl: float) -> None:
 def found_lines(facts: dict[str, Any]) -> list[str]:
     """The figures of a measurement, the most wanted first."""
     size, scored = facts["ctx_size"], facts["scored"]
-    way = f"in chunks of {size}" if size else "in one pass, the state carried from first to last"
+    way = (
+        f"in the second halves of chunks of {size}"
+        if size
+        else "in one pass, the state carried from first to last"
+    )
     cut = ", interrupted" if facts["interrupted"] else ""
     lines = [
         *([""] if facts["chunks"] else []),  # the end of the running list
@@ -81,7 +85,8 @@ def drift_lines(facts: dict[str, Any]) -> list[str]:
     types, ends = facts["types"], facts["positions"]
     wide = max(len(row["type"]) for row in types)
     lines = [
-        f"{printable(facts['file'])}: {facts['tokens']} tokens in {len(ends)} parts",
+        f"{printable(facts['file'])}: {facts['tokens']} tokens in {len(ends)} parts"
+        f"{', interrupted' if facts['interrupted'] else ''}",
         f"{'states':{wide}} {'size':>11} {'perplexity':>11} {'nats over f32':>19}  "
         "error of the state, first part to last",
     ]

@@ -21,14 +21,14 @@ from .model import Model
 from .perplexity import chunks_of
 from .printing import bars, json_text, written
 from .report import Rounding, report
-from .terminal import read_file, read_prompt
+from .terminal import read_prompt
 from .wording import notice
 
 
 def perplexity(options: dict[str, Any]) -> bool:
     """Measure, and print what was found; whether Ctrl-C has ended it early."""
     names = ("chunk", "chunks", "tokens", "batch", "base", "compare", "plot", "even")
-    text = "" if options["compare"] else _text(options)
+    text = "" if options["compare"] else _text(options["text_file"])
     task = Task(text, **{name: options[name] for name in names})
     task.check()
     _check_written(options, None if task.compare else task.base, task.plot)
@@ -37,6 +37,8 @@ def perplexity(options: dict[str, Any]) -> bool:
         found = evaluate(model, task, report, None if options["as_json"] else running_list)
     shown = json_text(found) if options["as_json"] else "\n".join(found_lines(found))
     click.echo(shown)
+    if found["interrupted"] and task.base is not None and not task.compare:
+        notice(f"interrupted: {task.base} is not written, for it would be of a part of the text")
     return bool(found["interrupted"])
 
 
@@ -47,7 +49,9 @@ def collect_imatrix(options: dict[str, Any]) -> bool:
         lines = [json_text(rows)] if options["as_json"] else statistics_lines(rows)
         click.echo("\n".join(lines))
         return False
-    text, target = _text(options), Path(options["target"])
+    if options["as_json"]:
+        raise InvalidInput("--json is for statistics; give --show-statistics, or leave it out")
+    text, target = _text(options["text_file"]), Path(options["target"])
     check_target(target)
     _check_written(options, options["target"])
     more = [(imatrix.read(path), path) for path in options["added"]]
@@ -86,27 +90,34 @@ def _sum(
     return found
 
 
-def compare_states(options: dict[str, Any]) -> None:
-    """Show what types of states other than float32 cost over a text."""
-    text, kinds = read_file(options["text"]), options["kinds"] or tuple(STATE_TYPES)
+def compare_states(options: dict[str, Any]) -> bool:
+    """Show what rounding states costs over a text; whether Ctrl-C has ended it early."""
+    text, kinds = _text(options["text_file"]), options["kinds"] or tuple(STATE_TYPES)
+    if not text:
+        raise InvalidInput("there is no text to read; give a file (-f) or a pipe")
     with bars() as report:
         facts = drift(
             _path(options), text, kinds, options["threads"], options["limit"], notice, report
         )
     click.echo(json_text(facts) if options["as_json"] else "\n".join(drift_lines(facts)))
+    return bool(facts["interrupted"])
 
 
 def costs(
     path: str, roundings: Iterable[tuple[Any, ...]], file: str, threads: int
 ) -> list[dict[str, Any]]:
     """What each rounding of a quantization costs over the text of a file; see `report`."""
-    text, wanted = read_file(file), [Rounding(*parts) for parts in roundings]
+    text, wanted = _text(file), [Rounding(*parts) for parts in roundings]
     with bars() as shown:
         return report(path, wanted, text, threads, notice, shown)
 
 
-def _text(options: dict[str, Any]) -> str:
-    return read_prompt(None, options["text_file"], needed=False)
+def _text(file: str | None) -> str:
+    """The text of a file or a pipe; empty where there is neither."""
+    text = read_prompt(None, file, needed=False)
+    if file is not None and not text:
+        raise InvalidInput(f"{file} is empty; give a file that holds a text")
+    return text
 
 
 def _check_written(options: dict[str, Any], *targets: str | None) -> None:

@@ -21,7 +21,7 @@ from .backend import Progress
 from .cpu import CpuBackend
 from .divergence import diverge
 from .model import Model
-from .perplexity import carried, estimate, log_probabilities
+from .perplexity import carried, estimate, ids_of, log_probabilities
 from .state import State
 from .weights import WeightStore
 
@@ -77,7 +77,7 @@ def report(
     """
     model = Model(path, threads, notice=notice, progress=progress, repack=False)
     most = min(TOKENS, _KEPT // (4 * model.vocabulary))
-    ids = model.checked_ids(model.tokenizer.encode(text))[: most + 1]
+    ids = ids_of(model, text)[: most + 1]
     if len(ids) <= _FEWEST:
         raise InvalidInput(
             f"the text has {len(ids)} tokens; give one of some hundred, which takes in what matters"

@@ -286,6 +286,7 @@ def test_what_cannot_be_meant_is_refused_before_a_model_is_loaded(monkeypatch):
         (("-f", __file__, "-c", "0"), "'-c' / '--ctx-size': 0 is not"),
         (("-f", __file__, "--chunks", "0"), "'--chunks': 0 is not"),
         ((), "there is no text"),
+        (("-f", __file__, "--json"), "give --show-statistics"),
     ):
         done = run_imatrix(*options)
         assert done.exit_code in (1, 2) and said in done.stderr

@@ -212,8 +212,12 @@ def test_a_base_of_another_model_is_refused(demo: Model, tmp_path: Path):
         writer.add(np.zeros((2, 2048), np.float32))
     with pytest.raises(InvalidInput, match="leave -c and --chunks out"):
         measure(demo, base=str(base), compare=True, chunks=1)
-    with pytest.raises(InvalidInput, match="too few"):
-        measure(demo, base=str(base), compare=True, tokens=1)
+
+
+def test_a_text_of_one_token_is_refused(demo: Model, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(demo.tokenizer, "encode", lambda *_, **__: [5])
+    with pytest.raises(InvalidInput, match="the text has 1 tokens, too few"):
+        measure(demo, text="a")
 
 
 # ---- what is made of it
@@ -307,7 +311,7 @@ def test_llama_perplexity_finds_the_same_and_reads_our_base(
 def test_the_command_prints_figures_and_json(tmp_path: Path):
     done = keelback("demo", "-c", "32")
     first, second, third, _ = done.stdout.splitlines()
-    assert done.returncode == 0 and first.startswith("[1]") and "in chunks of 32" in second
+    assert done.returncode == 0 and first.startswith("[1]") and "halves of chunks of 32" in second
     assert third.startswith("PPL = ") and " +/- " in third
     base = str(tmp_path / "base")
     found = json.loads(keelback("--tokens", "50", "--json", "--kl-divergence-base", base).stdout)
@@ -324,7 +328,7 @@ BAD = {
     "no chunks": (("-f", __file__, "--chunks", "0"), "--chunks 0"),
     "a base in no folder": (("-f", __file__, "--kl-divergence-base", "no/x"), "no is no folder"),
     "no tokens": (("-f", __file__, "--tokens", "-3"), "--tokens -3"),
-    "one token": (("-f", __file__, "--tokens", "1"), "too few"),
+    "one token": (("-f", __file__, "--tokens", "1"), "give 2 or more"),
     "chunks that are longer": (("-f", __file__, "-c", "1000000"), "too short"),
     "two ways": (("-f", __file__, "--tokens", "9", "-c", "8"), "--tokens is for one pass"),
     "another picture": (("-f", __file__, "--plot", "x.png"), "drawn as SVG"),
@@ -370,6 +374,7 @@ def test_ctrl_c_leaves_figures_and_no_file(tmp_path: Path, monkeypatch):
     done = CliRunner().invoke(main, ["perplexity", "-b", "8", "-f", "text", *base])
     assert done.exit_code == 130 and "16 tokens in one pass" in done.stdout
     assert ", interrupted" in done.stdout and "PPL = " in done.stdout
+    assert "base is not written" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
     calls[:] = [1, 1]
     done = CliRunner().invoke(main, ["perplexity", "-f", "text"])

@@ -105,6 +105,9 @@ def test_a_report_is_a_table_too_and_comes_before_the_file(f32: Path, text: str,
     target.unlink()
     done = CliRunner().invoke(main, [*arguments, str(tmp_path / "none")])
     assert done.exit_code == 1 and "cannot be read" in done.output and not target.exists()
+    (tmp_path / "empty").write_text("")
+    done = CliRunner().invoke(main, [*arguments, str(tmp_path / "empty")])
+    assert done.exit_code == 1 and "empty is empty" in done.output and not target.exists()
     (tmp_path / "short").write_text("It was")
     done = CliRunner().invoke(main, [*arguments, str(tmp_path / "short")])
     assert done.exit_code == 1 and "give one of some hundred" in done.output

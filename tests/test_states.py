@@ -326,6 +326,28 @@ def test_drift_is_a_table_too(text):
     assert len([line for line in lines if line.startswith("blk.")]) > 1
 
 
+def test_ctrl_c_leaves_a_drift_of_the_parts_that_were_read(text, monkeypatch):
+    """As a signal does it, while the second of two types reads the third part."""
+    forward, calls = Model.forward, []
+
+    def pressed(self, *arguments, **named):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return forward(self, *arguments, **named)
+
+    common = ("-f", text, "--state-type", "bf16", "--json")
+    whole = json.loads(drift(*common, "-n", "150").stdout)
+    monkeypatch.setattr(Model, "forward", pressed)
+    done = drift(*common, "-n", "300")
+    found = json.loads(done.stdout)
+    assert done.exit_code == 130 and found.pop("interrupted") and not whole.pop("interrupted")
+    assert found == whole
+    calls[:] = [1] * 5
+    done = drift(*common, "-n", "300")
+    assert done.exit_code == 130 and not done.stdout
+
+
 def test_drift_keeps_no_weights_for_each_type(text, monkeypatch):
     monkeypatch.setattr(WeightStore, "_panels", lambda *_: pytest.fail("panels of its own"))
     assert drift("-f", text, "-n", "200").exit_code == 0
@@ -334,6 +356,13 @@ def test_drift_keeps_no_weights_for_each_type(text, monkeypatch):
 def test_drift_needs_a_text(tmp_path: Path):
     (tmp_path / "short").write_text("To be")
     done = drift("--text", str(tmp_path / "short"))
-    assert done.exit_code == 1 and "longer one" in done.output
+    assert done.exit_code == 1 and "give a longer text" in done.output
+    (tmp_path / "empty").write_text("")
+    done = drift("--file", str(tmp_path / "empty"))
+    assert done.exit_code == 1 and "empty is empty" in done.output
+    done = drift("--file", __file__, "-n", "1")
+    assert done.exit_code == 1 and "2 tokens are too few" in done.output and "-n" in done.output
+    done = drift()
+    assert done.exit_code == 1 and "there is no text" in done.output
     done = drift("--text", str(tmp_path / "none"))
     assert done.exit_code == 1 and "cannot be read" in done.output
