@@ -36,6 +36,7 @@ from .mixture import (
     Weight,
     Wishes,
     file_type,
+    is_quantizable,
     is_rounded,
     override,
     tensor_type,
@@ -47,6 +48,10 @@ from .write import QUANTIZATION_VERSION
 def wishes(options: Mapping[str, Any]) -> Wishes:
     """The command line's options; raises InvalidInput for what they cannot mean."""
     output, embedding = options["output"], options["embedding"]
+    if output is not None and options["leave_output_tensor"]:
+        raise InvalidInput(
+            "--output-tensor-type and --leave-output-tensor contradict each other; leave one out"
+        )
     return Wishes(
         overrides=tuple(override(text) for text in options["overrides"]),
         output=None if output is None else tensor_type(output),
@@ -93,6 +98,12 @@ class Quantization:
         infos = self.file.tensors.values()
         weights = [Weight(i.name, i.shape, i.block) for i in infos if blocks.readable(i.block)]
         wanted = replace(wanted, importance=imatrix is not None)
+        for pattern, _ in wanted.overrides:
+            if not any(pattern.search(weight.name) for weight in weights if is_quantizable(weight)):
+                raise InvalidInput(
+                    f"{path} has no matrix whose name {pattern.pattern[:80]!r} is found in "
+                    "(--tensor-type); `keelback info` lists the names"
+                )
         types = types_of(weights, self.kind, Traits.of(self.file.metadata), wanted)
         self.changes = [Change(info, types.get(info.name, info.block)) for info in infos]
         self._rounded = [c for c in self.changes if c.is_encoded and is_rounded(c.block)]

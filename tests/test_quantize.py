@@ -331,6 +331,8 @@ def test_a_dry_run_shows_every_tensor_and_writes_nothing(source: Path, tmp_path:
         (("Q4_K_XL",), "cannot be written; choose one of"),
         (("Q4_0", "--tensor-type", "attn"), "PATTERN=TYPE"),
         (("Q4_0", "--output-tensor-type", "q9"), "cannot be written as 'q9'"),
+        (("Q4_0", "--tensor-type", "ssm_inn=q8_0"), "has no matrix whose name 'ssm_inn'"),
+        (("Q4_0", "--output-tensor-type", "f16", "--leave-output-tensor"), "leave one out"),
         (("Q4_0", "--imatrix", "missing.gguf"), "missing.gguf: there is no such file"),
         (("Q4_0", "-t", "0"), "thread"),
     ],
