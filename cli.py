@@ -42,7 +42,7 @@ from .engine.printing import (
     quantized,
     written,
 )
-from .engine.wording import notice
+from .engine.wording import notice, shown
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -185,7 +185,7 @@ def tokenize(model: str | None, text: str | None, ids: bool, as_json: bool, **op
     if ids or as_json:
         click.echo(json.dumps(tokens if ids else rows))
     else:
-        click.echo("\n".join(f"{row['id']:8} {row['piece']!r}" for row in rows))
+        click.echo("\n".join(f"{row['id']:8} '{shown(row['piece'])}'" for row in rows))
 
 
 @main.group()

@@ -56,6 +56,8 @@ def read_tokenizer(
         reader, path = found
         return reader(path, settings, vocab_size, notice)
     if tokenizer is not None:
+        if not os.path.exists(tokenizer):
+            raise InvalidInput(f"{tokenizer}: there is no such tokenizer; name a folder or a file")
         raise InvalidInput(f"{tokenizer} is no tokenizer keelback can convert, and holds none")
     for name in _FOREIGN:
         if (folder / name).is_file():

@@ -75,8 +75,8 @@ def model_and_text(
     path = one_of(model, one_of(named, repo, "model"), "model") or "demo"
     if repo is None and path != "demo" and not Path(path).exists():
         raise InvalidInput(
-            f"{path}: there is no such model file (the demo model: keelback run -p TEXT; "
-            "one of the hub: keelback run -hf USER/MODEL)"
+            f"{path}: there is no such model file (the demo model: give the text with "
+            "-p; one of the hub: keelback run -hf USER/MODEL)"
         )
     return path, text
 
@@ -110,7 +110,10 @@ def turn_encoder(model: Model, options: Mapping[str, Any]) -> Callable[[str], li
             raise click.UsageError("the chat template is given twice, as text and as a file")
         template, origin = read_file(file, 4 * LARGEST_TEMPLATE + 1), file
     if template is not None and "{" not in template:
-        raise InvalidInput(f"{origin} holds no Jinja template; write one, or leave the option out")
+        raise InvalidInput(
+            f"{origin} holds no Jinja template, and names of llama.cpp's templates are not known; "
+            "write one, or leave the option out"
+        )
     variables = _variables(options["chat_template_kwargs"])
     system = options["system_prompt"]
 

@@ -70,7 +70,7 @@ def sparkline(values: Sequence[float], low: float | None = None) -> str:
 def check_picture(path: str) -> None:
     """Raise InvalidInput for a picture that cannot be drawn or written."""
     if Path(path).suffix.lower() != ".svg":
-        raise InvalidInput(f"{path}: pictures are drawn as SVG; let the name end in .svg")
+        raise InvalidInput(f"{path}: pictures are drawn as SVG; give a name as curve.svg")
     check_target(path)
 
 

@@ -93,8 +93,20 @@ def described(facts: dict[str, Any]) -> str:
             lines.append(f"{name}:")
             lines += [f"  {shown(t['name']):32} {t['type']:6} {t['shape']}" for t in value]
         else:
-            lines.append(f"{name.replace('_', ' '):18} {shown(value)}")
+            lines.append(f"{name.replace('_', ' '):18} {_fact(value)}")
     return "\n".join(lines)
+
+
+def _fact(value: Any) -> str:
+    """A fact in words."""
+    match value:
+        case None:
+            return "unknown"
+        case bool():
+            return "yes" if value else "no"
+        case dict():
+            return ", ".join(f"{key} {_fact(inner)}" for key, inner in value.items())
+    return shown(value) or "none"
 
 
 def checked(files: Iterable[dict[str, Any]]) -> str:

@@ -201,7 +201,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except FileNotFoundError:
         raise InvalidFile(f"{path}: there is no such file") from None
     except (SafetensorError, OSError) as error:
-        raise InvalidFile(f"{path} cannot be read as a snapshot ({error})") from None
+        raise InvalidFile(f"{path} is no saved state of keelback, or damaged ({error})") from None
 
 
 def _check_format(path: Path, metadata: dict[str, str]) -> None:

@@ -25,8 +25,6 @@ def notice(text: str) -> None:
 
 def shown(value: Any) -> str:
     """A fact as one line of text, in which nothing can act on the terminal."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
     return printable(str(value))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,7 @@ def test_info_tells_what_a_file_holds():
     assert {"name": "blk.0.ssm_a", "type": "F32", "shape": [4], "bytes": 16} in facts["tensors"]
     shown = keelback("info", "demo").stdout
     assert "gated-deltanet" in shown and "blk.0.ssm_a" in shown
+    assert re.search("^chat template +no$", shown, re.MULTILINE)
 
 
 def test_tokenize_shows_ids_and_pieces():
@@ -92,6 +94,9 @@ def test_tokenize_shows_ids_and_pieces():
     pieces = json.loads(keelback("tokenize", "-p", PROMPT, "--json").stdout)
     assert [entry["piece"] for entry in pieces][1:] == [" It", " was", " the"]
     assert len(keelback("tokenize", "-p", PROMPT).stdout.splitlines()) == 4
+    # A character that is no token comes as its bytes.
+    lines = keelback("tokenize", "-p", "日").stdout.splitlines()
+    assert [line.split()[1] for line in lines[-3:]] == [r"'\xe6'", r"'\x97'", r"'\xa5'"]
 
 
 def test_convert_writes_a_file_that_runs_on_ids(tmp_path: Path):
@@ -127,7 +132,7 @@ def test_a_single_turn_is_the_prompt_by_a_template(tmp_path: Path):
     [
         (("-st",), "holds no chat template"),
         (("-sys", "x"), "holds no chat template"),
-        (("--chat-template", "chatml"), "--chat-template holds no Jinja template"),
+        (("--chat-template", "chatml"), "names of llama.cpp's templates are not known"),
         (("--chat-template-file", "nowhere"), "nowhere cannot be read"),
         (("--chat-template", "{{ x.y.z }}"), "--chat-template cannot be used"),
         (("--chat-template", "{{ 1 }}", "--chat-template-kwargs", "[]"), "is no JSON object"),

@@ -313,8 +313,8 @@ def test_what_a_file_claims_is_checked_before_memory_is_taken(tmp_path: Path, ti
     cases = [
         (dict(header={}, length=1 << 60), "header is too large"),
         (dict(header={}, length=17 << 20), "header is too large"),
-        (dict(header={"x": []}), "cannot be read as a snapshot"),
-        (dict(header=claimed(x=("F32", [1 << 58], 1 << 60))), "cannot be read as a snapshot"),
+        (dict(header={"x": []}), "is no saved state of keelback"),
+        (dict(header=claimed(x=("F32", [1 << 58], 1 << 60))), "is no saved state of keelback"),
         (dict(header=metadata(1 << 47) | claimed(**whole), size=size), "a tensor is U8"),
         (dict(header=metadata(rows) | claimed(**whole), size=size), "than fits into memory"),
         (dict(header=metadata(0) | claimed(**many)), "lacks the tensor"),

@@ -230,6 +230,8 @@ def test_a_tokenizer_from_elsewhere(tmp_path: Path) -> None:
     for place in (checkpoint, *nothing):
         with pytest.raises((InvalidInput, InvalidFile), match=place.name):
             read_tokenizer(checkpoint, 410, tokenizer=place)
+    with pytest.raises(InvalidInput, match="there is no such tokenizer"):
+        read_tokenizer(checkpoint, 410, tokenizer=elsewhere / "nothing")
 
 
 @pytest.mark.parametrize("key", ["text_config", "llm_config", "language_config"])
