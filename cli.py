@@ -212,7 +212,7 @@ def dump(file: str, as_json: bool, tensors: bool, full: bool) -> None:
 # Unknown options are let through for values below zero.
 @gguf.command("set", context_settings={"ignore_unknown_options": True})
 @click.argument("file")
-@click.argument("key")
+@click.argument("key", type=TEXT)
 @click.argument("value", required=False, type=TEXT)
 @click.option("--type", "kind", metavar="TYPE", help="u8, i8 ... f64, bool, str, or arr[str] ...")
 @click.option("--remove", is_flag=True, help="Take the key away.")
