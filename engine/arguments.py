@@ -68,7 +68,7 @@ def model_and_text(
     for option in ("hf_file", "hf_token", "offline"):
         if repo is None and options.get(option):
             flag = option.replace("_", "-")
-            raise click.UsageError(f"--{flag} says how a repository is read, and -hf names none")
+            raise click.UsageError(f"--{flag} is said of a repository, and --hf-repo names none")
     if repo is not None and text is None:
         model, text = None, model  # the only argument beside -hf is the prompt
     text = one_of(text, options["prompt_option"], "prompt")
