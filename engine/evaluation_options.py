@@ -113,7 +113,7 @@ def drift_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             *("-f", "--file", "--text", "text_file"),
-            metavar="TEXT", help="The text; a pipe without.",
+            metavar="FILE", help="The text; -: standard input, the default where it is piped.",
         ),
         MODEL,
     ):  # fmt: skip
