@@ -146,7 +146,8 @@ def file_type(name: str) -> FileType:
     found = FILE_TYPES.get(_ALIASES.get(name.upper(), name.upper()))
     if found is None:
         raise InvalidInput(
-            f"the type {name[:40]!r} cannot be written; choose one of {', '.join(FILE_TYPES)}"
+            f"the type {name[:40]!r} cannot be written; choose one of {', '.join(FILE_TYPES)}; "
+            + ", ".join(f"{short} is {whole}" for short, whole in _ALIASES.items())
         )
     return found
 

@@ -329,6 +329,7 @@ def test_a_dry_run_shows_every_tensor_and_writes_nothing(source: Path, tmp_path:
     ("arguments", "sentence"),
     [
         (("Q4_K_XL",), "cannot be written; choose one of"),
+        (("Q9",), "Q4_K is Q4_K_M"),
         (("Q4_0", "--tensor-type", "attn"), "PATTERN=TYPE"),
         (("Q4_0", "--output-tensor-type", "q9"), "cannot be written as 'q9'"),
         (("Q4_0", "--tensor-type", "ssm_inn=q8_0"), "has no matrix whose name 'ssm_inn'"),
