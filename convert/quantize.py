@@ -101,7 +101,7 @@ class Quantization:
         for pattern, _ in wanted.overrides:
             if not any(pattern.search(weight.name) for weight in weights if is_quantizable(weight)):
                 raise InvalidInput(
-                    f"{path} has no matrix whose name {pattern.pattern[:80]!r} is found in "
+                    f"{path} has no matrix in whose name {pattern.pattern[:80]!r} is found "
                     "(--tensor-type); `keelback info` lists the names"
                 )
         types = types_of(weights, self.kind, Traits.of(self.file.metadata), wanted)

@@ -115,7 +115,7 @@ def costs(
 def _text(file: str | None) -> str:
     """The text of a file or a pipe; empty where there is neither."""
     text = read_prompt(None, file, needed=False)
-    if file is not None and not text:
+    if file not in (None, "-") and not text:
         raise InvalidInput(f"{file} is empty; give a file that holds a text")
     return text
 

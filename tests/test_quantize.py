@@ -332,7 +332,7 @@ def test_a_dry_run_shows_every_tensor_and_writes_nothing(source: Path, tmp_path:
         (("Q9",), "Q4_K is Q4_K_M"),
         (("Q4_0", "--tensor-type", "attn"), "PATTERN=TYPE"),
         (("Q4_0", "--output-tensor-type", "q9"), "cannot be written as 'q9'"),
-        (("Q4_0", "--tensor-type", "ssm_inn=q8_0"), "has no matrix whose name 'ssm_inn'"),
+        (("Q4_0", "--tensor-type", "ssm_inn=q8_0"), "has no matrix in whose name 'ssm_inn'"),
         (("Q4_0", "--output-tensor-type", "f16", "--leave-output-tensor"), "leave one out"),
         (("Q4_0", "--imatrix", "missing.gguf"), "missing.gguf: there is no such file"),
         (("Q4_0", "-t", "9999"), "thread"),
