@@ -187,8 +187,13 @@ def test_an_importance_matrix_changes_the_same_tensors(
         ({"output": BY_NAME["Q5_0"]}, {"output_tensor_type": BY_NAME["Q5_0"].code}),
         ({"embedding": BY_NAME["Q2_K"]}, {"token_embedding_type": BY_NAME["Q2_K"].code}),
         (
-            {"overrides": (override(r"attn_(q|k)\.=q5_k"), override("blk.[0-4]..*=Q3_K"))},
-            {"overrides": [(r"attn_(q|k)\.", "Q5_K"), ("blk.[0-4]..*", "Q3_K")]},
+            {
+                "overrides": (
+                    override(r"(attn_(q|k)|ssm_out)\.=q5_k"),
+                    override("blk.[0-4]..*=Q3_K"),
+                )
+            },
+            {"overrides": [(r"(attn_(q|k)|ssm_out)\.", "Q5_K"), ("blk.[0-4]..*", "Q3_K")]},
         ),
     ],
 )
