@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from .engine.arguments import model_and_text, one_of, open_session, prompt_text, turn_encoder
+from .engine.arguments import model_and_text, named_model, open_session, prompt_text, turn_encoder
 from .engine.commands import INTERRUPTED, Commands
 from .engine.evaluation_options import drift_options, imatrix_options, perplexity_options
 from .engine.option_types import TEXT
@@ -141,7 +141,7 @@ def info(model: str | None, model_option: str | None, as_json: bool) -> None:
     """Show what a model file holds, and what running it takes."""
     from .engine.info import describe
 
-    facts = describe(one_of(model, model_option, "model") or "demo")
+    facts = describe(named_model(model, model_option))
     click.echo(json_text(facts) if as_json else described(facts))
 
 
@@ -159,7 +159,7 @@ def plan_command(model: str | None, model_option: str | None, **options: Any) ->
     from .engine.footprint import plan
 
     facts = plan(
-        one_of(model, model_option, "model") or "demo", check_threads(options["threads"]),
+        named_model(model, model_option), check_threads(options["threads"]),
         options["repack"], options["context"], options["sequences"],
         options["cache_type_k"], options["cache_type_v"], options["state_type"],
     )  # fmt: skip
@@ -356,12 +356,10 @@ def quantize_command(source: str, target: str, kind: str, **options: Any) -> Non
     from .engine.cpu import check_threads
     from .engine.measuring import costs
 
-    dry, threads, imatrix = (
-        options["dry_run"],
-        check_threads(options["threads"]),
-        options["imatrix"],
+    dry, threads = options["dry_run"], check_threads(options["threads"])
+    work = Quantization(
+        source, kind, wishes(options), options["imatrix"], options["allow_requantize"]
     )
-    work = Quantization(source, kind, wishes(options), imatrix, options["allow_requantize"])
     facts = work.facts()
     if not dry:
         work.check(target, options["text"])

@@ -60,13 +60,12 @@ def write_gguf(
 def _types(plan: Plan, kind: FileType, traits: Traits, wishes: Wishes) -> dict[str, BlockFormat]:
     """The type of each tensor; a matrix that no mixture touches gets what converters write."""
     plain = kind.block if kind.block in (F16, BF16, Q8_0) else F32
-    weights = [Weight(tensor.name, tensor.shape, F32) for tensor in plan.tensors]
-    weights = [
-        replace(weight, block=fitting(plain, weight.shape[-1]))
-        if is_quantizable(weight)
-        else weight
-        for weight in weights
-    ]
+    weights = []
+    for tensor in plan.tensors:
+        weight = Weight(tensor.name, tensor.shape, F32)
+        if is_quantizable(weight):
+            weight = replace(weight, block=fitting(plain, weight.shape[-1]))
+        weights.append(weight)
     return types_of(weights, kind, traits, wishes)
 
 

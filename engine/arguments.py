@@ -72,7 +72,7 @@ def model_and_text(
     if repo is not None and text is None:
         model, text = None, model  # the only argument beside -hf is the prompt
     text = one_of(text, options["prompt_option"], "prompt")
-    path = one_of(model, one_of(named, repo, "model"), "model") or "demo"
+    path = named_model(model, one_of(named, repo, "model"))
     if repo is None and path != "demo" and not Path(path).exists():
         raise InvalidInput(
             f"{path}: there is no such model file (the demo model: give the text with "
@@ -124,6 +124,11 @@ def turn_encoder(model: Model, options: Mapping[str, Any]) -> Callable[[str], li
         return encode_chat(model, messages, template=template, origin=origin, variables=variables)
 
     return encode
+
+
+def named_model(argument: str | None, option: str | None) -> str:
+    """The model that was named, by an argument or an option; the embedded one where none was."""
+    return one_of(argument, option, "model") or "demo"
 
 
 def one_of(argument: str | None, option: str | None, name: str) -> str | None:

@@ -12,7 +12,7 @@ from ..kernels.errors import InvalidInput
 from ..kernels.files import check_target
 from ..kernels.formats import imatrix
 from ..kernels.statetypes import STATE_TYPES
-from .arguments import one_of
+from .arguments import named_model
 from .drift import drift
 from .evaluation import Task, evaluate
 from .evaluation_text import drift_lines, found_lines, running_list, statistics_lines
@@ -137,4 +137,4 @@ def _open(options: dict[str, Any], **more: Any) -> Model:
 
 
 def _path(options: dict[str, Any]) -> str:
-    return one_of(options["model"], options["model_option"], "model") or "demo"
+    return named_model(options["model"], options["model_option"])

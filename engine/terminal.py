@@ -87,6 +87,7 @@ def saving(session: Session, path: str | None) -> Iterator[None]:
     if path is None:
         yield
         return
+    # What parts the model has is known only now.
     check_target(path, (part.path for part in session.model.file.parts))
     try:
         yield

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .intrinsics import LANES, f32, i64, load, splat, sum_lanes
+from .intrinsics import LINE, f32, i64, load, splat, sum_lanes
 from .jit import kernel
 
-LINE = 4 * LANES
 AT_ONCE = 8
 
 
