@@ -48,7 +48,6 @@ def compile_kernels(kernels: list[Kernel]) -> Generator[tuple[Kernel, bytes], No
 
         left = len(kernels)
         while left:
-            found = None
             if not done.empty():
                 found = done.get()
             elif (kernel := _next(waiting)) is not None:
