@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pytest
 from randomblocks import RANDOM, halves, random_blocks
 
 from keelback.engine.backend import MAX_ROWS, Batch
@@ -251,6 +252,23 @@ class Case:
         ]
         tensors = [state.tensors() for state in sequences]
         return Played(rows, [state.block for state in sequences], tensors, cached)
+
+
+def ctrl_c_at(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, at: int) -> list[int]:
+    """Let a method raise KeyboardInterrupt, as a signal does it, in place of its call number `at`.
+
+    Returns a list that every call makes longer, by which it can be set to come again.
+    """
+    method, calls = getattr(owner, name), []
+
+    def pressed(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        return method(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, pressed)
+    return calls
 
 
 def error_ratio(got: np.ndarray, want: np.ndarray) -> float:

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 import tiny
+from harness import ctrl_c_at
 from keelback.cli import main
 from keelback.convert import convert
 from keelback.engine.importance import collect, statistics, watch
@@ -131,15 +132,7 @@ def test_watching_changes_no_logit(tiny_file, tiny_model):
 
 def test_ctrl_c_keeps_the_chunks_that_were_read(tiny_file, monkeypatch):
     model, found = watched(tiny_file("mamba2-q8", "f32"))
-    forward, calls = Model.forward_batch, []
-
-    def pressed(self, *arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return forward(self, *arguments)
-
-    monkeypatch.setattr(Model, "forward_batch", pressed)
+    calls = ctrl_c_at(monkeypatch, Model, "forward_batch", 3)
     chunks = chunks_for("mamba2-q8")
     told: list[tuple] = []
     kept, interrupted = collect(model, found, chunks, lambda *step: told.append(step), batch=SIZE)
@@ -152,18 +145,10 @@ def test_ctrl_c_keeps_the_chunks_that_were_read(tiny_file, monkeypatch):
 
 
 def test_ctrl_c_adds_all_of_a_chunk_or_none(tiny_file, monkeypatch):
-    """As a signal does it, between two tensors of the second chunk."""
+    """It comes between two tensors of the second chunk."""
     model, found = watched(tiny_file("mamba2-q8", "f32"))
     tensors = len({ref for refs in found.values() for ref in refs})
-    view, calls = State.view, []
-
-    def pressed(self, ref):
-        calls.append(ref)
-        if len(calls) == tensors + 2:
-            raise KeyboardInterrupt
-        return view(self, ref)
-
-    monkeypatch.setattr(State, "view", pressed)
+    calls = ctrl_c_at(monkeypatch, State, "view", tensors + 2)
     chunks = chunks_for("mamba2-q8")
     kept, interrupted = collect(model, found, chunks, lambda *_: None, batch=SIZE)
     assert interrupted and kept.chunks == 1 and len(calls) == tensors + 2

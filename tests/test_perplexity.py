@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from distances import log_softmax
+from harness import ctrl_c_at
 from keelback import models
 from keelback.cli import main
 from keelback.convert import convert
@@ -358,16 +359,8 @@ def test_states_are_kept_as_they_are_asked_for(tmp_path: Path):
 
 
 def test_ctrl_c_leaves_figures_and_no_file(tmp_path: Path, monkeypatch):
-    """As a signal does it, in the middle of a forward."""
-    forward, calls = Model.forward, []
-
-    def pressed(self, *arguments, **named):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return forward(self, *arguments, **named)
-
-    monkeypatch.setattr(Model, "forward", pressed)
+    """It comes in the middle of a forward."""
+    calls = ctrl_c_at(monkeypatch, Model, "forward", 3)
     monkeypatch.chdir(tmp_path)
     Path("text").write_text(WORDS)
     base = ["--kl-divergence-base", "base"]

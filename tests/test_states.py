@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import keelback
 import tiny
-from harness import Machine, Tensors, poison
+from harness import Machine, Tensors, ctrl_c_at, poison
 from keelback.cli import main
 from keelback.engine import snapshot as snapshots
 from keelback.engine.model import Model
@@ -327,18 +327,10 @@ def test_drift_is_a_table_too(text):
 
 
 def test_ctrl_c_leaves_a_drift_of_the_parts_that_were_read(text, monkeypatch):
-    """As a signal does it, while the second of two types reads the third part."""
-    forward, calls = Model.forward, []
-
-    def pressed(self, *arguments, **named):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return forward(self, *arguments, **named)
-
+    """It comes while the second of two types reads the third part."""
     common = ("-f", text, "--state-type", "bf16", "--json")
     whole = json.loads(drift(*common, "-n", "150").stdout)
-    monkeypatch.setattr(Model, "forward", pressed)
+    calls = ctrl_c_at(monkeypatch, Model, "forward", 6)
     done = drift(*common, "-n", "300")
     found = json.loads(done.stdout)
     assert done.exit_code == 130 and found.pop("interrupted") and not whole.pop("interrupted")
